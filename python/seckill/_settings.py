@@ -1,0 +1,219 @@
+"""Where to connect: what a user hands to `Client` and `configure`, as settings for the core.
+
+Three shapes come in (a URL, the keywords of `redis.Redis`, an existing redis-py or valkey-py
+client), one goes out: the keyword arguments of `_core.CoreClient`. URLs are parsed in Rust.
+
+Every keyword of `redis.Redis` is known here, so that a call moves over as it is, and is one of
+
+- read: it says where and as whom to connect, or how long to wait;
+- idle: it tunes how redis-py works inside, which seckill does in its own way; no effect;
+- refused, unless None or False: without it we would be elsewhere, someone else, or in the clear.
+
+An unknown one is a TypeError, as with any Python call.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Protocol, TypedDict
+
+    class Options(TypedDict, total=False):
+        """The keywords that have an effect, and the idle ones that are often seen."""
+
+        host: str | None
+        port: int | str | None
+        unix_socket_path: str | os.PathLike[str] | None
+        db: int | str | None
+        username: str | bytes | None
+        password: str | bytes | None
+        client_name: str | None
+        timeout: float | None
+        socket_timeout: float | None
+        socket_connect_timeout: float | None
+        ssl: bool
+        decode_responses: bool
+        encoding: str
+        encoding_errors: str
+        health_check_interval: float
+        max_connections: int | None
+        protocol: int | None
+        retry: object
+        retry_on_error: object
+        retry_on_timeout: bool
+        single_connection_client: bool
+        socket_keepalive: bool | None
+        socket_keepalive_options: object
+
+    class ConnectionPool(Protocol):
+        connection_kwargs: dict[str, object]
+        connection_class: type
+
+    class RedisLike(Protocol):
+        """A `redis.Redis` or `valkey.Valkey`, told by its shape: neither is imported."""
+
+        @property
+        def connection_pool(self) -> ConnectionPool: ...
+
+
+DEFAULT_URL = "redis://localhost:6379/0"
+ENVIRONMENT = ("SECKILL_REDIS_URL", "REDIS_URL")
+
+SCHEMES = ("redis", "valkey", "unix")
+LATER_SCHEMES = ("rediss", "valkeys", "redis+sentinel", "redis+cluster")
+
+UNSUPPORTED = "is not supported by this version of seckill"
+
+PLACE = ("host", "port", "unix_socket_path")
+
+IDLE = frozenset(
+    """
+    cache cache_allow_list cache_config cache_deny_list cache_enabled cache_max_size cache_policy
+    cache_ttl charset client_cache decode_responses driver_info encoding encoding_errors errors
+    event_dispatcher health_check_interval legacy_responses lib_name lib_version
+    maint_notifications_config max_connections oss_cluster_maint_notifications_handler protocol
+    retry retry_on_error retry_on_timeout single_connection_client
+    socket_keepalive socket_keepalive_options socket_read_size
+    ssl_ca_certs ssl_ca_data ssl_ca_path ssl_cert_reqs ssl_certfile ssl_check_hostname ssl_ciphers
+    ssl_exclude_verify_flags ssl_include_verify_flags ssl_keyfile ssl_min_version ssl_ocsp_context
+    ssl_ocsp_expected_cert ssl_password ssl_validate_ocsp ssl_validate_ocsp_stapled
+    """.split()
+)
+REFUSED = {
+    "ssl": "TLS",
+    "connection_pool": "a connection pool as a keyword (pass the redis.Redis that uses it)",
+    "credential_provider": "a credential provider",
+    "redis_connect_func": "a connect function",
+    "valkey_connect_func": "a connect function",
+}
+
+
+def resolve(source: str | RedisLike | None, options: Mapping[str, object]) -> dict[str, object]:
+    """Turn what the user gave into keyword arguments for the native client.
+
+    Args:
+        source: a URL, a redis-py or valkey-py client, or None: then the keywords, and without any
+            that says where to connect, the environment.
+        options: keywords of `redis.Redis`, and `timeout` (seconds).
+
+    Returns:
+        Keyword arguments of `_core.CoreClient`; without those that were not given.
+
+    Raises:
+        TypeError: unknown keyword, or a source or value of another type.
+        ValueError: something that this version does not support, or a number that cannot be one.
+
+    >>> resolve("redis://localhost:7000/1", {"timeout": 2})
+    {'url': 'redis://localhost:7000/1', 'timeout': 2.0}
+    """
+    given = _read(options)
+    place = [name for name in PLACE if name in given]
+    if source is None:
+        if place or not given.keys().isdisjoint(("db", "username", "password")):
+            return {"host": "localhost"} | given if "unix_socket_path" not in given else given
+        url = next(filter(None, map(os.environ.get, ENVIRONMENT)), DEFAULT_URL)
+        return {"url": _checked(url)} | given
+    if isinstance(source, str):
+        if place:
+            raise TypeError(
+                f"{place[0]} cannot be given together with a URL: it says where already"
+            )
+        return {"url": _checked(source)} | given
+    return _of_client(source) | given
+
+
+def _checked(url: str) -> str:
+    # Never quote the URL as a whole: it may hold a password.
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme.lower() in LATER_SCHEMES:
+        raise ValueError(f"{scheme}:// {UNSUPPORTED}")
+    if not separator or scheme.lower() not in SCHEMES:
+        raise ValueError("the URL must start with " + ", ".join(f"{known}://" for known in SCHEMES))
+    return url
+
+
+def _read(options: Mapping[str, object]) -> dict[str, object]:
+    """The settings among the keywords, in the types that the core takes; None means not given."""
+    given: dict[str, object] = {}
+    for name, value in options.items():
+        if name in READ:
+            if value is not None:
+                given[name] = READ[name](name, value)
+        elif name in REFUSED:
+            if value:
+                raise ValueError(f"{name}: {REFUSED[name]} {UNSUPPORTED}")
+        elif name not in IDLE:
+            raise TypeError(f"Client() got an unexpected keyword argument {name!r}")
+    return given
+
+
+def _of_client(client: RedisLike) -> dict[str, object]:
+    """The connection settings of a redis-py or valkey-py client."""
+    name = f"{type(client).__module__}.{type(client).__qualname__}".removeprefix("builtins.")
+    if hasattr(client, "nodes_manager"):
+        raise TypeError(f"{name}: a cluster {UNSUPPORTED}")
+    pool = getattr(client, "connection_pool", None)
+    settings = getattr(pool, "connection_kwargs", None)
+    if pool is None or not isinstance(settings, dict):
+        raise TypeError(f"source must be a URL, redis.Redis or valkey.Valkey, not {name}")
+    if ".asyncio." in f"{type(client).__module__}.":
+        raise TypeError(f"{name}: an asyncio client {UNSUPPORTED}")
+    if hasattr(pool, "service_name"):
+        raise TypeError(f"{name}: following Sentinel {UNSUPPORTED}")
+    ancestors = getattr(pool, "connection_class", object).__mro__
+    if any(ancestor.__name__ == "SSLConnection" for ancestor in ancestors):
+        raise ValueError(f"{name}: TLS {UNSUPPORTED}")
+    known = {key: value for key, value in settings.items() if key in READ or key in REFUSED}
+    if "path" in settings:
+        known["unix_socket_path"] = settings["path"]
+    given = _read(known)
+    return given if "unix_socket_path" in given else {"host": "localhost"} | given
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    return value
+
+
+def _path(name: str, value: object) -> str:
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise TypeError(f"{name} must be a path, not {type(value).__name__}")
+    return os.fsdecode(value)
+
+
+def _whole(name: str, value: object) -> int:
+    # Like redis-py, take "6379" too: it often comes from the environment.
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name} must be an int, not {value!r}") from None
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be more than 0 s, not {value}")
+    return float(value)
+
+
+READ: dict[str, Callable[[str, object], object]] = {
+    "host": _text,
+    "port": _whole,
+    "unix_socket_path": _path,
+    "db": _whole,
+    "username": _text,
+    "password": _text,
+    "client_name": _text,
+    "timeout": _seconds,
+    "socket_timeout": _seconds,
+    "socket_connect_timeout": _seconds,
+}

@@ -1,0 +1,395 @@
+//! Opening a connection: the name, the socket, the handshake; one deadline over all of it.
+//!
+//! A state machine that is moved on in slices, so that whoever opens a connection can look after
+//! signals meanwhile:
+//!
+//! | stage | what it waits for | then |
+//! |---|---|---|
+//! | `Resolving` | a helper thread's `getaddrinfo`, which nothing can interrupt | `Connecting` |
+//! | `Connecting` | the socket to become writable; the next address if it fails | `Greeting` |
+//! | `Greeting` | the replies to the handshake | a [`Wire`], ready, and the server's clock |
+//!
+//! The handshake is `HELLO 3` with the credentials; a server that does not know it is greeted again
+//! with `AUTH`, in RESP2.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use rustix::event::PollFlags;
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+
+use crate::batch::is_passing;
+use crate::clock::ServerClock;
+use crate::error::Error;
+use crate::settings::{Address, Settings};
+use crate::transport::{Line, OpenFd, Wire};
+
+/// Why a connection could not be opened.
+#[derive(Debug)]
+pub enum Trouble {
+    /// Nobody there: refused, unknown, silent, broken. Worth another try if somebody was there before.
+    Unreachable(String),
+    /// A server that will be ready later.
+    NotReady(String),
+    /// The server answered, and will not have us.
+    Refused(Error),
+}
+
+/// A connection that is ready for use.
+pub struct Opened {
+    /// The connection.
+    pub wire: Wire,
+    /// What is known of the server's clock.
+    pub clock: ServerClock,
+    /// Whether the server will tell of changes to what was read here (asked for with `listen`).
+    pub listening: bool,
+}
+
+/// A connection that is being opened.
+pub struct Opening {
+    settings: Arc<Settings>,
+    open: Arc<OpenFd>,
+    listen: bool,
+    end: Instant,
+    stage: Stage,
+}
+
+enum Stage {
+    Resolving(Receiver<io::Result<Vec<SocketAddr>>>),
+    Connecting { line: Option<Line>, addresses: VecDeque<SockAddr>, tried: Option<io::Error> },
+    Greeting(Greeting),
+}
+
+struct Greeting {
+    wire: Wire,
+    expected: VecDeque<Expect>,
+    clock: Option<ServerClock>,
+    listening: bool,
+    resp2: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Hello,
+    Auth,
+    Ignored,
+    Select,
+    Tracking,
+    Time,
+}
+
+impl Opening {
+    /// Begins to open a connection; with `listen` it shall be told of changes (CLIENT TRACKING).
+    pub fn begin(settings: &Arc<Settings>, open: &Arc<OpenFd>, listen: bool) -> Self {
+        let stage = match &settings.address {
+            Address::Unix(path) => match SockAddr::unix(path) {
+                Ok(address) => Stage::connecting([address]),
+                Err(error) => {
+                    Stage::Connecting { line: None, addresses: VecDeque::new(), tried: Some(error) }
+                }
+            },
+            Address::Tcp(host, port) => match host.parse::<IpAddr>() {
+                Ok(ip) => Stage::connecting([SocketAddr::new(ip, *port).into()]),
+                Err(_) => Stage::Resolving(resolve(host.clone(), *port)),
+            },
+        };
+        let end = Instant::now() + settings.connect_timeout;
+        Self { settings: Arc::clone(settings), open: Arc::clone(open), listen, end, stage }
+    }
+
+    /// Moves on. `None` when `until` is over first.
+    pub fn advance(&mut self, until: Instant) -> Result<Option<Opened>, Trouble> {
+        let slice = until.min(self.end);
+        loop {
+            let moved = match &mut self.stage {
+                Stage::Resolving(answer) => Self::resolved(answer, slice),
+                Stage::Connecting { line, addresses, tried } => {
+                    connected(line, addresses, tried, &self.settings, &self.open, slice).map(
+                        |line| {
+                            line.map(|line| {
+                                Stage::Greeting(Greeting::new(line, &self.settings, self.listen))
+                            })
+                        },
+                    )
+                }
+                Stage::Greeting(greeting) => {
+                    match greeting.advance(&self.settings, self.listen, slice) {
+                        Ok(true) => return Ok(Some(self.opened()?)),
+                        Ok(false) => Ok(None),
+                        Err(trouble) => Err(trouble),
+                    }
+                }
+            };
+            match moved {
+                Ok(Some(stage)) => self.stage = stage,
+                Ok(None) if Instant::now() >= self.end => return Err(self.too_slow()),
+                Ok(None) => return Ok(None),
+                Err(trouble) => return Err(self.at_the_address(trouble)),
+            }
+        }
+    }
+
+    fn resolved(
+        answer: &Receiver<io::Result<Vec<SocketAddr>>>,
+        until: Instant,
+    ) -> Result<Option<Stage>, Trouble> {
+        match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Ok(addresses)) => {
+                Ok(Some(Stage::connecting(addresses.into_iter().map(SockAddr::from))))
+            }
+            Ok(Err(error)) => Err(Trouble::Unreachable(error.to_string())),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(Trouble::Unreachable("no thread to look the name up".to_owned()))
+            }
+        }
+    }
+
+    fn opened(&mut self) -> Result<Opened, Trouble> {
+        let empty = Stage::Connecting { line: None, addresses: VecDeque::new(), tried: None };
+        match std::mem::replace(&mut self.stage, empty) {
+            Stage::Greeting(Greeting { wire, clock: Some(clock), listening, .. }) => {
+                Ok(Opened { wire, clock, listening })
+            }
+            _ => Err(Trouble::Unreachable("the server did not tell its time".to_owned())),
+        }
+    }
+
+    fn too_slow(&self) -> Trouble {
+        let doing = match self.stage {
+            Stage::Resolving(_) => "looking the name up",
+            Stage::Connecting { .. } => "connecting",
+            Stage::Greeting(_) => "waiting for an answer to the handshake",
+        };
+        let limit = self.settings.connect_timeout;
+        self.at_the_address(Trouble::Unreachable(format!("{doing} took longer than {limit:?}")))
+    }
+
+    fn at_the_address(&self, trouble: Trouble) -> Trouble {
+        let address = &self.settings.address;
+        match trouble {
+            Trouble::Unreachable(why) => {
+                Trouble::Unreachable(format!("cannot connect to {address}: {why}"))
+            }
+            Trouble::NotReady(why) => Trouble::NotReady(format!("{address} is not ready: {why}")),
+            refused @ Trouble::Refused(_) => refused,
+        }
+    }
+}
+
+impl Stage {
+    fn connecting(addresses: impl IntoIterator<Item = SockAddr>) -> Self {
+        Self::Connecting { line: None, addresses: addresses.into_iter().collect(), tried: None }
+    }
+}
+
+/// `getaddrinfo` in a thread of its own: it has no time-out, and cannot be interrupted.
+fn resolve(host: String, port: u16) -> Receiver<io::Result<Vec<SocketAddr>>> {
+    let (answer, receiver) = channel();
+    let look_up = move || {
+        let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
+        // Nobody listens any more when it took too long.
+        let _ = answer.send(found);
+    };
+    // Without a thread the channel closes, which the receiver sees.
+    let _ = std::thread::Builder::new().name("seckill-resolve".to_owned()).spawn(look_up);
+    receiver
+}
+
+/// Connects to the first address that lets us. `None` when `until` is over first.
+fn connected(
+    current: &mut Option<Line>,
+    addresses: &mut VecDeque<SockAddr>,
+    tried: &mut Option<io::Error>,
+    settings: &Settings,
+    open: &Arc<OpenFd>,
+    until: Instant,
+) -> Result<Option<Line>, Trouble> {
+    loop {
+        if let Some(line) = current.take() {
+            match line.wait(PollFlags::OUT, until) {
+                Ok(false) => {
+                    *current = Some(line);
+                    return Ok(None);
+                }
+                Ok(true) => match line.socket().take_error() {
+                    Ok(None) => return Ok(Some(line)),
+                    Ok(Some(error)) | Err(error) => *tried = Some(error),
+                },
+                Err(error) => *tried = Some(error),
+            }
+            continue;
+        }
+        let Some(address) = addresses.pop_front() else {
+            let why = tried
+                .take()
+                .map_or("the name has no address".to_owned(), |error| error.to_string());
+            return Err(Trouble::Unreachable(why));
+        };
+        match dial(&address, settings, open) {
+            Ok(line) => *current = Some(line),
+            Err(error) => *tried = Some(error),
+        }
+    }
+}
+
+fn dial(address: &SockAddr, settings: &Settings, open: &Arc<OpenFd>) -> io::Result<Line> {
+    let tcp = matches!(settings.address, Address::Tcp(..));
+    let domain: Domain = address.domain();
+    let socket = Socket::new(domain, Type::STREAM, tcp.then_some(Protocol::TCP))?;
+    if tcp {
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_mins(1)))?;
+    }
+    let line = Line::new(socket, open)?;
+    match line.socket().connect(address) {
+        Err(error) if in_progress(&error) => Ok(line),
+        Ok(()) => Ok(line),
+        Err(error) => Err(error),
+    }
+}
+
+fn in_progress(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINPROGRESS) || error.kind() == io::ErrorKind::Interrupted
+}
+
+impl Greeting {
+    fn new(line: Line, settings: &Settings, listen: bool) -> Self {
+        let mut greeting = Self {
+            wire: Wire::new(line),
+            expected: VecDeque::new(),
+            clock: None,
+            listening: false,
+            resp2: false,
+        };
+        let mut hello = redis::cmd("HELLO");
+        hello.arg(3);
+        if let Some(password) = &settings.password {
+            hello.arg("AUTH").arg(settings.username.as_deref().unwrap_or("default")).arg(password);
+        }
+        greeting.say(&hello, Expect::Hello);
+        greeting.say_the_rest(settings, listen);
+        greeting
+    }
+
+    /// Greets again a server that does not speak RESP3.
+    fn again_in_resp2(&mut self, settings: &Settings) {
+        self.resp2 = true;
+        self.expected.clear();
+        if let Some(password) = &settings.password {
+            let mut auth = redis::cmd("AUTH");
+            if let Some(username) = &settings.username {
+                auth.arg(username);
+            }
+            self.say(auth.arg(password), Expect::Auth);
+        }
+        // Without pushes there is nothing to listen to.
+        self.say_the_rest(settings, false);
+    }
+
+    fn say_the_rest(&mut self, settings: &Settings, listen: bool) {
+        if let Some(name) = &settings.client_name {
+            self.say(redis::cmd("CLIENT").arg("SETNAME").arg(name), Expect::Ignored);
+        }
+        for (what, value) in [("LIB-NAME", "seckill"), ("LIB-VER", env!("CARGO_PKG_VERSION"))] {
+            self.say(redis::cmd("CLIENT").arg("SETINFO").arg(what).arg(value), Expect::Ignored);
+        }
+        if settings.db != 0 {
+            self.say(redis::cmd("SELECT").arg(settings.db), Expect::Select);
+        }
+        if listen {
+            self.say(redis::cmd("CLIENT").arg("TRACKING").arg("ON"), Expect::Tracking);
+        }
+        self.say(&redis::cmd("TIME"), Expect::Time);
+    }
+
+    fn say(&mut self, command: &redis::Cmd, expect: Expect) {
+        command.write_packed_command(self.wire.out());
+        self.expected.push_back(expect);
+    }
+
+    /// True when the handshake is done, false when `until` is over first.
+    fn advance(
+        &mut self,
+        settings: &Settings,
+        listen: bool,
+        until: Instant,
+    ) -> Result<bool, Trouble> {
+        let broken = |error: io::Error| Trouble::Unreachable(error.to_string());
+        let mut no_resp3 = false;
+        loop {
+            if !self.wire.flush(until).map_err(broken)? {
+                return Ok(false);
+            }
+            while let Some(&expect) = self.expected.front() {
+                let Some(reply) = self.wire.receive(until).map_err(broken)? else {
+                    return Ok(false);
+                };
+                if matches!(reply, Value::Push { .. }) {
+                    continue;
+                }
+                self.expected.pop_front();
+                no_resp3 |= self.hear(expect, reply, no_resp3)?;
+            }
+            if !no_resp3 || self.resp2 {
+                return Ok(true);
+            }
+            debug_assert!(listen || !self.listening);
+            self.again_in_resp2(settings);
+            no_resp3 = false;
+        }
+    }
+
+    /// Takes in one reply of the handshake; true when the server does not know HELLO.
+    fn hear(&mut self, expect: Expect, reply: Value, no_resp3: bool) -> Result<bool, Trouble> {
+        match (expect, reply) {
+            // Replies to what was said before it was known that everything is said again.
+            (_, Value::ServerError(_)) if no_resp3 => {}
+            (Expect::Ignored | Expect::Tracking, Value::ServerError(_)) => {}
+            (Expect::Hello, Value::ServerError(error))
+                if error.code() == "NOPROTO"
+                    || error.details().is_some_and(|d| d.starts_with("unknown command")) =>
+            {
+                return Ok(true);
+            }
+            (expect, Value::ServerError(error)) => {
+                return Err(refusal(expect, error.code(), error.details().unwrap_or_default()));
+            }
+            (Expect::Tracking, _) => self.listening = true,
+            (Expect::Time, Value::Array(time)) => {
+                self.clock = micros(&time).map(|now| ServerClock::new(now, Instant::now()));
+            }
+            _ => {}
+        }
+        Ok(false)
+    }
+}
+
+fn refusal(expect: Expect, code: &str, detail: &str) -> Trouble {
+    if is_passing(code) || detail.starts_with("max number of clients") {
+        return Trouble::NotReady(format!("{code} {detail}"));
+    }
+    let credentials = matches!(code, "WRONGPASS" | "NOAUTH") || matches!(expect, Expect::Auth);
+    if credentials {
+        return Trouble::Refused(Error::Authentication(format!(
+            "the server does not accept the credentials: {code} {detail}"
+        )));
+    }
+    Trouble::Refused(Error::Refused { code: code.to_owned(), detail: detail.to_owned() })
+}
+
+/// The answer to TIME, in microseconds.
+fn micros(time: &[Value]) -> Option<i64> {
+    let number = |value: &Value| match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse::<i64>().ok(),
+        Value::Int(number) => Some(*number),
+        _ => None,
+    };
+    let (seconds, micros) = (number(time.first()?)?, number(time.get(1)?)?);
+    seconds.checked_mul(1_000_000)?.checked_add(micros)
+}

@@ -1,0 +1,58 @@
+//! What can go wrong, in the core's words. The edge maps it to Python's exceptions in one place.
+
+use std::time::Duration;
+
+use crate::names::Name;
+
+/// Why a call did not do what it was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// The stock's key does not exist; nothing was created.
+    NoInventory {
+        /// The stock's key.
+        key: Name,
+    },
+    /// The change would take the stock below zero; nothing was changed.
+    InsufficientInventory {
+        /// The stock's key.
+        key: Name,
+        /// What the stock was when the call was judged.
+        available: i64,
+        /// The change that was asked for.
+        change: i64,
+    },
+    /// The stock is not a number that can be changed; nothing was changed.
+    InvalidInventory {
+        /// The stock's key.
+        key: Name,
+        /// What stands there, or its first bytes.
+        value: Vec<u8>,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The lock was held by somebody else all the time; nothing was changed.
+    LockTimeout {
+        /// The lock's name.
+        lock: Name,
+        /// How long the caller waited.
+        time_out: Duration,
+    },
+    /// The server could not be reached, and the call's step was never sent.
+    Unreachable(String),
+    /// The step was sent, and no answer came in time.
+    OutcomeUnknown(String),
+    /// The server does not accept the credentials; nothing was sent but them.
+    Authentication(String),
+    /// The server refused, and changed nothing.
+    Refused {
+        /// The first word of the server's error.
+        code: String,
+        /// The rest of it.
+        detail: String,
+    },
+    /// The caller's own check (a signal handler) ended the wait.
+    Interrupted,
+}
+
+/// What the core's calls return.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,106 @@
+//! The names of keys, and the names of the side keys that stand beside them.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The name of a lock or a stock: any bytes, used verbatim.
+pub type Name = Arc<[u8]>;
+
+/// Every side key begins with this, so that `seckill:*` is all that an ACL has to add.
+const PREFIX: &str = "seckill:";
+
+/// How many hash slots a cluster has.
+const SLOTS: u16 = 16384;
+
+/// Where a session keeps its record for `name`: a key of its own in the slot of `name`.
+///
+/// `seckill:{tag}:<session>:<name>`, where `tag` hashes as `name` does.
+#[must_use]
+pub fn record_key(session: &str, name: &[u8]) -> Vec<u8> {
+    let tag = hash_tag(name);
+    let mut key = Vec::with_capacity(PREFIX.len() + tag.len() + session.len() + name.len() + 4);
+    key.extend_from_slice(PREFIX.as_bytes());
+    key.push(b'{');
+    key.extend_from_slice(&tag);
+    key.extend_from_slice(b"}:");
+    key.extend_from_slice(session.as_bytes());
+    key.push(b':');
+    key.extend_from_slice(name);
+    key
+}
+
+/// What stands between braces so that a side key falls into the slot of `name`.
+///
+/// Usually that is the name's own hash tag, or the name. A name with a `}` but no tag of its own
+/// cannot stand between braces: the smallest number that falls into its slot does instead.
+fn hash_tag(name: &[u8]) -> Cow<'_, [u8]> {
+    if let Some(tag) = own_tag(name) {
+        return Cow::Borrowed(tag);
+    }
+    if !name.is_empty() && !name.contains(&b'}') {
+        return Cow::Borrowed(name);
+    }
+    let wanted = slot(name);
+    // Six digits reach every slot; a test says so.
+    let tag = (0..=999_999u32).map(|n| n.to_string()).find(|tag| slot(tag.as_bytes()) == wanted);
+    Cow::Owned(tag.unwrap_or_default().into_bytes())
+}
+
+/// The hash tag that a cluster sees in `name`: what is between the first `{` and the next `}`,
+/// unless that is nothing. <https://valkey.io/topics/cluster-spec/>
+fn own_tag(name: &[u8]) -> Option<&[u8]> {
+    let open = name.iter().position(|&byte| byte == b'{')?;
+    let rest = &name[open + 1..];
+    let close = rest.iter().position(|&byte| byte == b'}')?;
+    (close > 0).then(|| &rest[..close])
+}
+
+/// The hash slot of a key: CRC16/XMODEM of its tag, or of all of it, modulo 16384.
+#[must_use]
+pub fn slot(name: &[u8]) -> u16 {
+    crc16::State::<crc16::XMODEM>::calculate(own_tag(name).unwrap_or(name)) % SLOTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn slots_are_those_of_the_cluster_specification() {
+        assert_eq!(slot(b"123456789"), 0x31C3);
+        assert_eq!(slot(b"{user1000}.following"), slot(b"user1000"));
+        assert_eq!(
+            slot(b"foo{}{bar}"),
+            crc16::State::<crc16::XMODEM>::calculate(b"foo{}{bar}") % SLOTS
+        );
+    }
+
+    #[test]
+    fn a_record_shows_the_name_it_belongs_to() {
+        assert_eq!(record_key("id", b"stock"), b"seckill:{stock}:id:stock");
+        assert_eq!(record_key("id", b"{sale}:7"), b"seckill:{sale}:id:{sale}:7");
+    }
+
+    #[test]
+    fn a_number_of_six_digits_reaches_every_slot() {
+        let mut reached = vec![false; usize::from(SLOTS)];
+        for n in 0u32..=999_999 {
+            reached[usize::from(slot(n.to_string().as_bytes()))] = true;
+        }
+        assert!(reached.iter().all(|&yes| yes));
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_lives_in_the_slot_of_its_name(name in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), any::<u8>()], 1..20)) {
+            prop_assert_eq!(slot(&record_key("00112233", &name)), slot(&name));
+        }
+
+        #[test]
+        fn names_never_share_a_record(a in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), Just(b':'), Just(b'a')], 1..6),
+                                      b in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), Just(b':'), Just(b'a')], 1..6)) {
+            prop_assert_eq!(a == b, record_key("0123", &a) == record_key("0123", &b));
+        }
+    }
+}

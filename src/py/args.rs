@@ -1,0 +1,153 @@
+//! Arguments in: what redis-py takes, as redis-py encodes it, or an error that names the argument.
+
+use std::time::Duration;
+
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMemoryView, PyString, PyType};
+
+use crate::names::Name;
+
+/// The longest time, in milliseconds: 139 years, which fits every clock on the way.
+const LONGEST_MS: f64 = 4_398_046_511_104.0;
+
+fn wrong_type(argument: &str, wanted: &str, given: &Bound<'_, PyAny>) -> PyErr {
+    match given.get_type().name() {
+        Ok(name) => PyTypeError::new_err(format!("{argument} must be {wanted}, not {name}")),
+        Err(error) => error,
+    }
+}
+
+/// The name of a lock or stock: the bytes that redis-py would send.
+pub fn name(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<Name> {
+    let name: Name = if let Ok(text) = given.cast::<PyString>() {
+        let Ok(utf8) = text.to_cow() else {
+            let words =
+                format!("{argument} must be text that UTF-8 can encode, not {}", text.repr()?);
+            return Err(PyValueError::new_err(words));
+        };
+        utf8.as_bytes().into()
+    } else if let Ok(bytes) = given.cast::<PyBytes>() {
+        bytes.as_bytes().into()
+    } else if let Ok(bytes) = given.cast::<PyByteArray>() {
+        bytes.to_vec().into()
+    } else if given.is_instance_of::<PyMemoryView>() {
+        given.call_method0("tobytes")?.extract::<Vec<u8>>()?.into()
+    } else if given.is_instance_of::<PyBool>() {
+        return Err(wrong_type(argument, NAMES, given));
+    } else if given.is_instance_of::<PyInt>() || given.is_instance_of::<PyFloat>() {
+        if given.extract::<f64>().is_ok_and(f64::is_nan) {
+            return Err(PyValueError::new_err(format!("{argument} must not be NaN")));
+        }
+        given.repr()?.to_cow()?.as_bytes().into()
+    } else {
+        return Err(wrong_type(argument, NAMES, given));
+    };
+    if name.is_empty() {
+        return Err(PyValueError::new_err(format!("{argument} must not be empty")));
+    }
+    Ok(name)
+}
+
+const NAMES: &str = "str, bytes, bytearray, memoryview, int or float";
+
+/// An argument that has a default; `None` is not it.
+pub enum Given<'py, T> {
+    /// Nothing was given.
+    Default(T),
+    /// Something was.
+    Value(Bound<'py, PyAny>),
+}
+
+impl<'py, T> FromPyObject<'_, 'py> for Given<'py, T> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(Self::Value(object.to_owned()))
+    }
+}
+
+impl Given<'_, i64> {
+    /// A change of stock.
+    pub fn change(&self, argument: &str) -> PyResult<i64> {
+        let given = match self {
+            Self::Default(change) => return Ok(*change),
+            Self::Value(given) => given,
+        };
+        if given.is_instance_of::<PyBool>() {
+            return Err(wrong_type(argument, "an int", given));
+        }
+        given.extract::<i64>().map_err(|error| {
+            if error.is_instance_of::<PyOverflowError>(given.py()) {
+                let words =
+                    format!("{argument} must be an int between -2**63 and 2**63-1, not {given}");
+                return PyValueError::new_err(words);
+            }
+            wrong_type(argument, "an int", given)
+        })
+    }
+}
+
+impl Given<'_, u64> {
+    /// How long to wait.
+    pub fn time_out(&self, argument: &str) -> PyResult<Duration> {
+        match self {
+            Self::Default(ms) => Ok(Duration::from_millis(*ms)),
+            Self::Value(given) => {
+                let ms = milliseconds(argument, given)?;
+                if ms < 0.0 {
+                    let words = format!("{argument} must not be negative, not {given} ms");
+                    return Err(PyValueError::new_err(words));
+                }
+                Ok(Duration::from_secs_f64(ms / 1000.0))
+            }
+        }
+    }
+
+    /// How long a lock is held at the most; whole milliseconds are what Redis knows.
+    pub fn lease(&self, argument: &str) -> PyResult<Duration> {
+        match self {
+            Self::Default(ms) => Ok(Duration::from_millis(*ms)),
+            Self::Value(given) => {
+                let ms = milliseconds(argument, given)?;
+                if ms <= 0.0 {
+                    let words = format!("{argument} must be more than 0 ms, not {given}");
+                    return Err(PyValueError::new_err(words));
+                }
+                if ms < 1.0 {
+                    let words = format!("{argument} must be at least 1 ms, not {given}");
+                    return Err(PyValueError::new_err(words));
+                }
+                Ok(Duration::from_secs_f64(ms.floor() / 1000.0))
+            }
+        }
+    }
+}
+
+fn milliseconds(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
+    const TIMES: &str = "an int or float of milliseconds, or a timedelta";
+    let ms = if given.is_instance_of::<PyBool>() {
+        return Err(wrong_type(argument, TIMES, given));
+    } else if given.is_instance_of::<PyInt>() || given.is_instance_of::<PyFloat>() {
+        // An int that no float can hold is too long in any case.
+        given.extract::<f64>().unwrap_or(f64::INFINITY)
+    } else if given.is_instance(timedelta(given.py())?)? {
+        given.call_method0("total_seconds")?.extract::<f64>()? * 1000.0
+    } else {
+        return Err(wrong_type(argument, TIMES, given));
+    };
+    if ms.is_nan() {
+        return Err(PyValueError::new_err(format!("{argument} must not be NaN")));
+    }
+    if ms > LONGEST_MS {
+        let words = format!("{argument} must be at most 2**42 ms (139 years), not {given}");
+        return Err(PyValueError::new_err(words));
+    }
+    Ok(ms)
+}
+
+fn timedelta(py: Python<'_>) -> PyResult<&Bound<'_, PyType>> {
+    static TIMEDELTA: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    TIMEDELTA.import(py, "datetime", "timedelta")
+}

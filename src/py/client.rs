@@ -1,0 +1,297 @@
+//! The client as Python sees it: stamped with the process's generation, and made anew in a child.
+
+use std::mem::ManuallyDrop;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::args::{self, Given};
+use super::errors;
+use crate::client::Client;
+use crate::combine::Check;
+use crate::error::Result;
+use crate::fork;
+use crate::lock::Owner;
+use crate::settings::{Address, Settings, duration};
+
+/// A client over one server; `seckill.Client` is its Python face.
+#[pyclass(frozen, subclass, module = "seckill._core")]
+pub struct CoreClient {
+    settings: Settings,
+    /// Only locked while attached to Python, where no other thread can be at a fork.
+    living: RwLock<Living>,
+}
+
+/// The core's client, and the generation of the process that it belongs to.
+///
+/// | generation | meaning | what may be done with the client |
+/// |---|---|---|
+/// | this process's | ours | everything |
+/// | older | inherited through a fork | close its descriptors, once, and leak it |
+struct Living {
+    generation: u64,
+    client: ManuallyDrop<Arc<Client>>,
+}
+
+impl Living {
+    fn new(settings: &Settings) -> Self {
+        let client = ManuallyDrop::new(Arc::new(Client::new(settings.clone())));
+        Self { generation: fork::generation(), client }
+    }
+
+    fn is_ours(&self) -> bool {
+        self.generation == fork::generation()
+    }
+}
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // SAFETY: dropped here only, and never used after.
+            unsafe { ManuallyDrop::drop(&mut self.client) };
+        } else {
+            self.client.close_inherited();
+        }
+    }
+}
+
+impl CoreClient {
+    fn client(&self) -> Arc<Client> {
+        let living = self.living.read();
+        if living.is_ours() {
+            return Arc::clone(&living.client);
+        }
+        drop(living);
+        let mut living = self.living.write();
+        if !living.is_ours() {
+            *living = Living::new(&self.settings);
+        }
+        Arc::clone(&living.client)
+    }
+
+    /// Runs a call of the core without the GIL; signal handlers run once a slice.
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&Client, Check<'_>) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        let client = self.client();
+        let mut raised = None;
+        let result = py.detach(|| {
+            // While the interpreter finalizes there is nobody to run handlers for.
+            let mut check = || match Python::try_attach(run_signal_handlers) {
+                Some(Err(error)) => {
+                    raised = Some(error);
+                    false
+                }
+                Some(Ok(())) | None => true,
+            };
+            call(&client, &mut check)
+        });
+        match (result, raised) {
+            (Ok(value), None) => Ok(value),
+            (_, Some(raised)) => Err(raised),
+            (Err(error), None) => Err(errors::exception(py, error)),
+        }
+    }
+}
+
+fn run_signal_handlers(py: Python<'_>) -> PyResult<()> {
+    py.check_signals()
+}
+
+/// The calling thread, by a number that is never used again.
+fn owner() -> Owner {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    thread_local!(static OWNER: Owner = NEXT.fetch_add(1, Ordering::Relaxed));
+    OWNER.with(|owner| *owner)
+}
+
+#[pymethods]
+impl CoreClient {
+    #[new]
+    #[pyo3(signature = (*, url=None, host=None, port=None, unix_socket_path=None, db=None, username=None,
+        password=None, client_name=None, timeout=None, socket_timeout=None, socket_connect_timeout=None))]
+    // One for each keyword of Python's constructor.
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        url: Option<&str>,
+        host: Option<String>,
+        port: Option<u16>,
+        unix_socket_path: Option<PathBuf>,
+        db: Option<u32>,
+        username: Option<String>,
+        password: Option<String>,
+        client_name: Option<String>,
+        timeout: Option<f64>,
+        socket_timeout: Option<f64>,
+        socket_connect_timeout: Option<f64>,
+    ) -> PyResult<Self> {
+        let mut settings = url
+            .map(Settings::from_url)
+            .transpose()
+            .map_err(PyValueError::new_err)?
+            .unwrap_or_default();
+        if let Some(path) = unix_socket_path {
+            settings.address = Address::Unix(path);
+        } else if host.is_some() || port.is_some() {
+            settings.address =
+                Address::Tcp(host.unwrap_or("localhost".to_owned()), port.unwrap_or(6379));
+        }
+        settings.db = db.unwrap_or(settings.db);
+        settings.username = username.or(settings.username);
+        settings.password = password.or(settings.password);
+        settings.client_name = client_name.or(settings.client_name);
+        let seconds = |given: Option<f64>, name, default| match given {
+            Some(seconds) => duration(seconds, name).map_err(PyValueError::new_err),
+            None => Ok(default),
+        };
+        settings.timeout = seconds(timeout, "timeout", settings.timeout)?;
+        let silence = seconds(socket_timeout, "socket_timeout", settings.socket_timeout)?;
+        settings.connect_timeout =
+            seconds(socket_connect_timeout, "socket_connect_timeout", settings.connect_timeout)?;
+        settings.socket_timeout = silence;
+        let living = RwLock::new(Living::new(&settings));
+        Ok(Self { settings, living })
+    }
+
+    #[doc = include_str!("docs/acquire_lock.txt")]
+    #[pyo3(signature = (lockname, acquire_time=Given::Default(5000), time_out=Given::Default(10000)),
+           text_signature = "($self, lockname, acquire_time=5000, time_out=10000)")]
+    pub fn acquire_lock(
+        &self,
+        py: Python<'_>,
+        lockname: &Bound<'_, PyAny>,
+        acquire_time: Given<'_, u64>,
+        time_out: Given<'_, u64>,
+    ) -> PyResult<bool> {
+        let lock = args::name("lockname", lockname)?;
+        let lease = acquire_time.lease("acquire_time")?;
+        let time_out = time_out.time_out("time_out")?;
+        self.run(py, |client, check| client.acquire_lock(&lock, lease, time_out, owner(), check))
+    }
+
+    #[doc = include_str!("docs/release_lock.txt")]
+    #[pyo3(signature = (lockname))]
+    pub fn release_lock(&self, py: Python<'_>, lockname: &Bound<'_, PyAny>) -> PyResult<()> {
+        let lock = args::name("lockname", lockname)?;
+        let released = self.run(py, |client, check| client.release_lock(&lock, owner(), check))?;
+        if !released {
+            log_not_held(py, &lock)?;
+        }
+        Ok(())
+    }
+
+    #[doc = include_str!("docs/incr_inventory.txt")]
+    #[pyo3(signature = (key, change_num=Given::Default(1)), text_signature = "($self, key, change_num=1)")]
+    pub fn incr_inventory(
+        &self,
+        py: Python<'_>,
+        key: &Bound<'_, PyAny>,
+        change_num: Given<'_, i64>,
+    ) -> PyResult<()> {
+        let key = args::name("key", key)?;
+        let change = change_num.change("change_num")?;
+        self.run(py, |client, check| client.incr_inventory(&key, change, check))
+    }
+
+    #[doc = include_str!("docs/update_inventory.txt")]
+    #[pyo3(signature = (lockname, key, change_num=Given::Default(1), acquire_time=Given::Default(5000), time_out=Given::Default(10000)),
+           text_signature = "($self, lockname, key, change_num=1, acquire_time=5000, time_out=10000)")]
+    pub fn update_inventory(
+        &self,
+        py: Python<'_>,
+        lockname: &Bound<'_, PyAny>,
+        key: &Bound<'_, PyAny>,
+        change_num: Given<'_, i64>,
+        acquire_time: Given<'_, u64>,
+        time_out: Given<'_, u64>,
+    ) -> PyResult<()> {
+        let (lock, key) = (args::name("lockname", lockname)?, args::name("key", key)?);
+        let change = change_num.change("change_num")?;
+        acquire_time.lease("acquire_time")?;
+        let time_out = time_out.time_out("time_out")?;
+        let owner = owner();
+        self.run(py, |client, check| {
+            client.update_inventory(&lock, &key, change, time_out, owner, check)
+        })
+    }
+
+    /// Close the connections; the next call opens them again.
+    ///
+    /// Locks that are held stay held until they are released or their leases end.
+    ///
+    /// Examples:
+    ///     >>> import seckill
+    ///     >>> seckill.Client().close()
+    fn close(&self) {
+        self.client().close();
+    }
+
+    /// Tell what this client has done so far in this process.
+    ///
+    /// Returns:
+    ///     `steps` that the server answered, script `calls` sent, `batches` sent (round trips),
+    ///     those of them that `asked_again` after a lost reply, and `connects` made.
+    ///
+    /// Examples:
+    ///     >>> import seckill
+    ///     >>> seckill.Client().statistics()["batches"]
+    ///     0
+    fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counts = PyDict::new(py);
+        for (name, count) in self.client().statistics() {
+            counts.set_item(name, count)?;
+        }
+        Ok(counts)
+    }
+
+    /// Tell the keyword arguments that make this client again, password included.
+    ///
+    /// Returns:
+    ///     What `CoreClient` takes; pickling uses it.
+    ///
+    /// Examples:
+    ///     >>> import seckill
+    ///     >>> seckill.Client("redis://example.org/3").settings()["db"]
+    ///     3
+    fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let settings = PyDict::new(py);
+        let ours = &self.settings;
+        match &ours.address {
+            Address::Tcp(host, port) => {
+                settings.set_item("host", host)?;
+                settings.set_item("port", port)?;
+            }
+            Address::Unix(path) => settings.set_item("unix_socket_path", path.as_os_str())?,
+        }
+        settings.set_item("db", ours.db)?;
+        settings.set_item("username", ours.username.as_deref())?;
+        settings.set_item("password", ours.password.as_deref())?;
+        settings.set_item("client_name", ours.client_name.as_deref())?;
+        settings.set_item("timeout", ours.timeout.as_secs_f64())?;
+        settings.set_item("socket_timeout", ours.socket_timeout.as_secs_f64())?;
+        settings.set_item("socket_connect_timeout", ours.connect_timeout.as_secs_f64())?;
+        Ok(settings)
+    }
+
+    fn __repr__(this: &Bound<'_, Self>) -> PyResult<String> {
+        Ok(format!("{}('{}')", this.get_type().qualname()?, this.get().settings))
+    }
+}
+
+/// "A debug log line": only where logging is in use, for importing it costs more than a sale.
+fn log_not_held(py: Python<'_>, lock: &[u8]) -> PyResult<()> {
+    let modules = py.import("sys")?.getattr("modules")?;
+    if let Ok(logging) = modules.get_item("logging") {
+        let logger = logging.call_method1("getLogger", ("seckill",))?;
+        let words = "release_lock(%r): not held by this process, or its lease has ended; nothing was changed";
+        logger.call_method1("debug", (words, errors::text(py, lock)))?;
+    }
+    Ok(())
+}

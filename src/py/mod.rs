@@ -1,0 +1,30 @@
+//! The edge: the only place that knows Python.
+//!
+//! Each function here has three steps: typed arguments in, the core's call with the GIL released,
+//! typed value or exception out.
+
+// The docstrings are Python's; and pyo3 hands arguments over by value.
+#![allow(clippy::doc_markdown, clippy::doc_link_with_quotes, clippy::needless_pass_by_value)]
+
+mod args;
+mod client;
+mod errors;
+mod functions;
+
+use pyo3::prelude::*;
+
+/// The native half of `seckill`.
+#[pymodule(name = "_core")]
+mod core {
+    #[pymodule_export]
+    use super::client::CoreClient;
+    #[pymodule_export]
+    use super::functions::{
+        acquire_lock, get_default, incr_inventory, release_lock, set_default, update_inventory,
+    };
+
+    #[pymodule_init]
+    fn init(_module: &super::Bound<'_, super::PyModule>) -> super::PyResult<()> {
+        Ok(crate::fork::watch()?)
+    }
+}

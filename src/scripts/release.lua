@@ -1,0 +1,13 @@
+-- Gives a lock back, if the token holds it.
+--
+-- KEYS  1      the session's record
+--       2      the lock
+-- ARGV  1 2 3  see session.lua
+--       4      the token
+-- returns
+--       'R'    released
+--       'F'    foreign: the lock was not the token's, nothing was changed
+if seen[2] ~= ARGV[4] then return record('F') end
+local answer = record('R')
+redis.call('DEL', KEYS[2])
+return answer

@@ -1,0 +1,286 @@
+//! Where the server is and how long to wait for it: what a URL and keywords come to.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+/// Everything that a client needs to know to connect.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where the server listens.
+    pub address: Address,
+    /// The database's number.
+    pub db: u32,
+    /// The ACL user; without one the default user.
+    pub username: Option<String>,
+    /// The password; never shown.
+    pub password: Option<String>,
+    /// What `CLIENT SETNAME` gets.
+    pub client_name: Option<String>,
+    /// Bound of a call that has no `time_out` of its own.
+    pub timeout: Duration,
+    /// How long one attempt waits for its reply.
+    pub socket_timeout: Duration,
+    /// How long one attempt to connect may take, names, handshake and all.
+    pub connect_timeout: Duration,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A host name or address, and a port.
+    Tcp(String, u16),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            address: Address::Tcp("localhost".to_owned(), 6379),
+            db: 0,
+            username: None,
+            password: None,
+            client_name: None,
+            timeout: Duration::from_secs(10),
+            socket_timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// As a URL without the password: for reprs and messages.
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if matches!(self.address, Address::Unix(_)) { "unix" } else { "redis" };
+        write!(f, "{scheme}://")?;
+        match (&self.username, &self.password) {
+            (None, None) => {}
+            (user, password) => {
+                f.write_str(user.as_deref().unwrap_or(""))?;
+                f.write_str(if password.is_some() { ":***@" } else { "@" })?;
+            }
+        }
+        match self.address {
+            Address::Tcp(..) => write!(f, "{}/{}", self.address, self.db),
+            Address::Unix(_) => write!(f, "{}?db={}", self.address, self.db),
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Settings({self})")
+    }
+}
+
+impl Settings {
+    /// Reads a URL as redis-py's `from_url` does: `?db=` wins over the path, the other parameters
+    /// are keywords. An unknown scheme or parameter is an error, not ignored.
+    ///
+    /// The error says what is wrong and never holds the password.
+    pub fn from_url(text: &str) -> Result<Self, String> {
+        let text = with_host(text);
+        let url = Url::parse(&text).map_err(|error| format!("url is not a URL: {error}"))?;
+        let mut settings = Self::default();
+        match url.scheme() {
+            "redis" | "valkey" => settings.address = tcp_address(&url)?,
+            "unix" => settings.address = unix_address(&url)?,
+            "rediss" | "valkeys" => {
+                return Err(format!(
+                    "url: TLS ({}://) is not supported by this version",
+                    url.scheme()
+                ));
+            }
+            "redis+sentinel" | "redis+cluster" => {
+                return Err(format!(
+                    "url: Sentinel and Cluster ({}://) are not supported by this version",
+                    url.scheme()
+                ));
+            }
+            other => {
+                return Err(format!(
+                    "url has the scheme {other}://, not one of redis:// valkey:// unix://"
+                ));
+            }
+        }
+        if !url.username().is_empty() {
+            settings.username = Some(decode(url.username(), "the user name")?);
+        }
+        settings.password = url.password().map(|text| decode(text, "the password")).transpose()?;
+        if let Address::Tcp(..) = settings.address {
+            let path = url.path().trim_start_matches('/');
+            if !path.is_empty() {
+                settings.db = number(path, "the database in the path")?;
+            }
+        }
+        for (name, value) in url.query_pairs() {
+            settings.parameter(&name, &value)?;
+        }
+        Ok(settings)
+    }
+
+    fn parameter(&mut self, name: &str, value: &str) -> Result<(), String> {
+        match name {
+            "db" => self.db = number(value, "db")?,
+            "username" | "user" => self.username = Some(value.to_owned()),
+            "password" | "pass" => self.password = Some(value.to_owned()),
+            "client_name" => self.client_name = Some(value.to_owned()),
+            "timeout" => self.timeout = seconds(value, name)?,
+            "socket_timeout" => self.socket_timeout = seconds(value, name)?,
+            "socket_connect_timeout" => self.connect_timeout = seconds(value, name)?,
+            // redis-py's own settings that mean nothing here.
+            "decode_responses"
+            | "encoding"
+            | "encoding_errors"
+            | "health_check_interval"
+            | "max_connections"
+            | "protocol"
+            | "retry_on_timeout"
+            | "socket_keepalive" => {}
+            _ => return Err(format!("url has the unknown parameter {name:?}")),
+        }
+        Ok(())
+    }
+}
+
+fn tcp_address(url: &Url) -> Result<Address, String> {
+    let host = match url.host_str() {
+        None | Some("") => "localhost".to_owned(),
+        Some(host) => decode(host.trim_start_matches('[').trim_end_matches(']'), "the host")?,
+    };
+    match url.port() {
+        Some(0) => Err("url: the port must be between 1 and 65535, not 0".to_owned()),
+        port => Ok(Address::Tcp(host, port.unwrap_or(6379))),
+    }
+}
+
+/// What stands for "no host" in the URL of a unix socket with credentials: `unix://user:pw@/path`
+/// is not a URL by the book, but what redis-py takes.
+const NO_HOST: &str = "no-host.invalid";
+
+fn with_host(text: &str) -> Cow<'_, str> {
+    let authority = text.strip_prefix("unix://").and_then(|rest| rest.split_once('/'));
+    match authority {
+        Some((user, path)) if user.ends_with('@') => {
+            format!("unix://{user}{NO_HOST}/{path}").into()
+        }
+        _ => text.into(),
+    }
+}
+
+fn unix_address(url: &Url) -> Result<Address, String> {
+    match url.host_str() {
+        None | Some("" | NO_HOST) => {}
+        Some(host) => {
+            return Err(format!(
+                "url: a unix socket has no host ({host}): unix:///path/to/redis.sock"
+            ));
+        }
+    }
+    let path = decode(url.path(), "the path")?;
+    if path.is_empty() {
+        return Err("url names no socket: unix:///path/to/redis.sock".to_owned());
+    }
+    Ok(Address::Unix(PathBuf::from(path)))
+}
+
+fn decode(text: &str, what: &str) -> Result<String, String> {
+    match percent_decode_str(text).decode_utf8() {
+        Ok(text) => Ok(text.into_owned()),
+        Err(_) => Err(format!("url: {what} is not UTF-8 when its %-escapes are decoded")),
+    }
+}
+
+fn number(text: &str, what: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("url: {what} must be a number, not {text:?}"))
+}
+
+/// Seconds that a time-out can be: more than nothing, and an end in sight.
+pub fn duration(seconds: f64, what: &str) -> Result<Duration, String> {
+    const LONGEST: f64 = 86_400.0 * 366.0;
+    if seconds > 0.0 && seconds <= LONGEST {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(format!("{what} must be more than 0 seconds and no longer than a year, not {seconds}"))
+}
+
+fn seconds(text: &str, what: &str) -> Result<Duration, String> {
+    let number = text.parse().map_err(|_| format!("{what} must be a number, not {text:?}"))?;
+    duration(number, what).map_err(|error| format!("url: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(url: &str) -> Settings {
+        Settings::from_url(url).expect("a good URL")
+    }
+
+    #[test]
+    fn a_url_means_what_it_means_in_redis_py() {
+        let all = read("redis://al%40ice:p%2Fw@example.org:7000/3?socket_timeout=0.5");
+        assert_eq!(all.address, Address::Tcp("example.org".into(), 7000));
+        assert_eq!((all.db, all.username.as_deref()), (3, Some("al@ice")));
+        assert_eq!(all.password.as_deref(), Some("p/w"));
+        assert_eq!(all.socket_timeout, Duration::from_millis(500));
+        assert_eq!(read("redis://").address, Address::Tcp("localhost".into(), 6379));
+        assert_eq!(read("valkey://[::1]:1").address, Address::Tcp("::1".into(), 1));
+        assert_eq!(read("redis://h/1?db=2").db, 2);
+        assert_eq!(read("redis://:pw@h").username, None);
+        let unix = read("unix://u:pw@/run/my%20redis.sock?db=4");
+        assert_eq!(unix.address, Address::Unix("/run/my redis.sock".into()));
+        assert_eq!((unix.db, unix.username.as_deref()), (4, Some("u")));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_an_error_that_says_so() {
+        for (url, words) in [
+            ("localhost:6379", "scheme"),
+            ("http://localhost", "scheme"),
+            ("redis://h/one", "database in the path"),
+            ("redis://h?db=-1", "db must be a number"),
+            ("redis://h?socket_timeout=0", "socket_timeout must be more than 0"),
+            ("redis://h?sockettimeout=1", "unknown parameter \"sockettimeout\""),
+            ("redis://h:0", "port"),
+            ("rediss://h", "TLS"),
+            ("redis+cluster://h", "Cluster"),
+            ("unix://", "names no socket"),
+            ("unix://redis.sock", "no host"),
+            ("", "not a URL"),
+        ] {
+            let error = Settings::from_url(url).expect_err(url);
+            assert!(error.contains(words), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for url in [
+            "redis://u:sesame@h/0",
+            "redis://:sesame@h",
+            "unix://u:sesame@/x",
+            "redis://h?password=sesame",
+        ] {
+            let settings = read(url);
+            assert!(!format!("{settings} {settings:?}").contains("sesame"), "{url}");
+        }
+        let error = Settings::from_url("redis://u:sesame@h:port/").expect_err("a bad port");
+        assert!(!error.contains("sesame"), "{error}");
+    }
+}

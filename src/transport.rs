@@ -1,0 +1,312 @@
+//! A socket of ours: non-blocking, with a deadline for every wait; packing and parsing are the redis
+//! crate's.
+//!
+//! The crate's own connection is not used: it stays "open" after a reset, a time-out or a parse
+//! error, and then answers one command with another's reply. Here **any error that is not a
+//! server's reply destroys the connection**, and the caller of [`Wire::receive`] sees to that.
+//!
+//! # Waiting for a reply
+//!
+//! A reply from a near server is there before a sleeping thread would be woken. So the wait spins
+//! first (read, `sched_yield`, read, ...) for at most [`SPIN`], and only while recent replies came
+//! that fast: [`Pace`]. The yield matters: without it ten processes on two cores lose a quarter of
+//! their throughput; without the pace a far server costs a core.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::{Parser, Value};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::Socket;
+
+/// How long a wait for a reply spins before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// No answer to any of our questions is longer; what is, is not a Redis server's.
+const LONGEST_REPLY: usize = 16 << 20;
+
+/// The number of an open descriptor, where a forked child finds it without taking a lock.
+///
+/// | value | meaning | who changes it |
+/// |---|---|---|
+/// | -1 | nothing to close | the owner, *before* it closes; a child, after it closed |
+/// | fd | open, and the connection's own | the owner, right after it opened |
+///
+/// A fork between opening and storing, or between storing -1 and closing, leaks a descriptor into
+/// the child, which is harmless. Closing a number that somebody else got since would not be.
+#[derive(Debug)]
+pub struct OpenFd(AtomicI32);
+
+impl Default for OpenFd {
+    fn default() -> Self {
+        Self(AtomicI32::new(-1))
+    }
+}
+
+impl OpenFd {
+    /// In a forked child: closes the parent's descriptor, and does nothing else to the connection.
+    pub fn close_inherited(&self) {
+        // Relaxed: a child inherits memory as it was when its only thread forked.
+        let fd = self.0.swap(-1, Ordering::Relaxed);
+        if fd >= 0 {
+            // SAFETY: the number was stored by the connection that owns it and that this process, a
+            // forked child, has leaked: nobody here reads, writes or closes it any more.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// A socket whose descriptor is on record for a fork.
+#[derive(Debug)]
+pub struct Line {
+    socket: Socket,
+    open: Arc<OpenFd>,
+}
+
+impl Line {
+    /// Takes charge of a socket, and makes it non-blocking.
+    pub fn new(socket: Socket, open: &Arc<OpenFd>) -> io::Result<Self> {
+        open.0.store(socket.as_raw_fd(), Ordering::Relaxed);
+        let line = Self { socket, open: Arc::clone(open) };
+        line.socket.set_nonblocking(true)?;
+        Ok(line)
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Waits until the socket can be read (or written, or has failed). False when `until` is over.
+    pub fn wait(&self, flags: PollFlags, until: Instant) -> io::Result<bool> {
+        wait_any(&mut [PollFd::new(&self.socket, flags)], until)
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.open.0.store(-1, Ordering::Relaxed);
+    }
+}
+
+impl AsRawFd for Line {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Polls until one descriptor is ready (true) or `until` is over (false).
+pub fn wait_any(fds: &mut [PollFd<'_>], until: Instant) -> io::Result<bool> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up to a microsecond, so that a wait never ends a moment too early and spins.
+        let left = left.saturating_add(Duration::from_micros(1));
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(fds, Some(&timeout)) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            // A signal: the caller's slice is short, and its own check runs after it.
+            Err(rustix::io::Errno::INTR) if Instant::now() < until => {}
+            Err(rustix::io::Errno::INTR) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// A connection: what is still to be written, and a parser that remembers half a reply.
+pub struct Wire {
+    line: Line,
+    parser: Parser,
+    out: Vec<u8>,
+    written: usize,
+    pace: Pace,
+}
+
+impl Wire {
+    /// A connection over a connected socket.
+    pub fn new(line: Line) -> Self {
+        Self { line, parser: Parser::new(), out: Vec::new(), written: 0, pace: Pace::default() }
+    }
+
+    /// The socket, for those who wait for several.
+    pub fn socket(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.line.socket.as_fd()
+    }
+
+    /// Where to append what [`flush`](Self::flush) shall write.
+    pub fn out(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// Writes what is to be written. False when `until` is over first.
+    pub fn flush(&mut self, until: Instant) -> io::Result<bool> {
+        while self.written < self.out.len() {
+            match (&self.line.socket).write(&self.out[self.written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.line.wait(PollFlags::OUT, until)? {
+                        return Ok(false);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        self.written = 0;
+        Ok(true)
+    }
+
+    /// The next reply. `None` when `until` is over first; what came of the reply is kept.
+    pub fn receive(&mut self, until: Instant) -> io::Result<Option<Value>> {
+        let mut reader = Patient { line: &self.line, pace: &mut self.pace, until, taken: 0 };
+        match self.parser.parse_value(&mut reader) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(io::Error::other(explain(&error))),
+        }
+    }
+}
+
+fn explain(error: &redis::RedisError) -> String {
+    if error.is_connection_dropped() || error.is_io_error() {
+        "the connection broke while waiting for the reply".to_owned()
+    } else {
+        format!("what came is not a Redis reply: {error}")
+    }
+}
+
+/// Reads with patience: spins, then sleeps, and says `WouldBlock` only when `until` is over.
+struct Patient<'a> {
+    line: &'a Line,
+    pace: &'a mut Pace,
+    until: Instant,
+    taken: usize,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut started: Option<Instant> = None;
+        loop {
+            match (&self.line.socket).read(buf) {
+                Ok(count) => {
+                    if let Some(started) = started {
+                        self.pace.note(started.elapsed());
+                    }
+                    self.taken += count;
+                    if self.taken > LONGEST_REPLY {
+                        return Err(io::Error::other("a reply of more than 16 MiB"));
+                    }
+                    return Ok(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let now = Instant::now();
+                    let began = *started.get_or_insert(now);
+                    if now >= self.until {
+                        return Err(error);
+                    }
+                    if self.pace.spins() && now - began < SPIN {
+                        std::thread::yield_now();
+                    } else {
+                        self.pace.slept();
+                        if !self.line.wait(PollFlags::IN, self.until)? {
+                            return Err(io::ErrorKind::WouldBlock.into());
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Whether spinning is worth it here: credit that quick replies earn and slow ones cost.
+///
+/// Without credit one wait in [`PROBE`](Pace::PROBE) spins all the same, to see whether it has become
+/// worth it: a wait that sleeps cannot tell, for being woken takes longer than [`SPIN`].
+#[derive(Debug)]
+struct Pace {
+    credit: u8,
+    waits: u8,
+    spun_out: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { credit: Self::MOST, waits: 0, spun_out: false }
+    }
+}
+
+impl Pace {
+    const MOST: u8 = 16;
+    const PROBE: u8 = 32;
+
+    fn spins(&self) -> bool {
+        !self.spun_out && (self.credit > 0 || self.waits == 0)
+    }
+
+    /// The wait at hand goes to sleep.
+    fn slept(&mut self) {
+        self.spun_out = true;
+    }
+
+    fn note(&mut self, waited: Duration) {
+        self.spun_out = false;
+        self.waits = (self.waits + 1) % Self::PROBE;
+        self.credit = if waited <= SPIN {
+            (self.credit + 2).min(Self::MOST)
+        } else {
+            self.credit.saturating_sub(1)
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_stops_to_spin_for_a_far_server_and_finds_a_near_one_again() {
+        let mut pace = Pace::default();
+        for _ in 0..Pace::MOST {
+            pace.note(Duration::from_millis(1));
+        }
+        let spins: Vec<bool> = (0..64)
+            .map(|_| {
+                let spins = pace.spins();
+                pace.note(Duration::from_millis(1));
+                spins
+            })
+            .collect();
+        assert_eq!(spins.iter().filter(|&&spins| spins).count(), 2, "one probe in 32");
+        while !pace.spins() {
+            pace.note(Duration::from_millis(1));
+        }
+        pace.note(Duration::from_micros(20));
+        assert!(pace.spins());
+    }
+
+    #[test]
+    fn a_reply_in_pieces_is_put_together_and_two_in_one_piece_are_told_apart() {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let line = Line::new(ours.into(), &Arc::default()).expect("non-blocking");
+        let mut wire = Wire::new(line);
+        let soon = || Instant::now() + Duration::from_millis(20);
+        theirs.write_all(b"$5\r\nhe").expect("room");
+        assert_eq!(wire.receive(soon()).expect("alive"), None);
+        theirs.write_all(b"llo\r\n:7\r\n").expect("room");
+        let hello = Value::BulkString(b"hello".to_vec());
+        assert_eq!(wire.receive(soon()).expect("alive"), Some(hello));
+        assert_eq!(wire.receive(soon()).expect("alive"), Some(Value::Int(7)));
+        drop(theirs);
+        assert!(wire.receive(soon()).is_err());
+    }
+}

@@ -1,0 +1,260 @@
+//! Waiting for a lock that somebody else holds: sleeping until one is *told*, or until the holder's
+//! lease ends, whichever is first.
+//!
+//! An *ear* is a second connection with `CLIENT TRACKING`, and the thread that reads it. It only ever
+//! asks `EXISTS` and `PTTL`, so nothing that happens to it can change anything. A waiter's way:
+//!
+//! 1. its attempt fails, and says when the holder's lease ends;
+//! 2. the ear asks `EXISTS lock`: the server remembers the interest, and whether the lock was freed
+//!    in between is in the answer, so no wake-up is lost;
+//! 3. the waiter sleeps until the ear hears of a change (a DEL, a SET, an expiry, by whomever), or the
+//!    lease ends by the clock: the announcement of an *expiry* may come seconds late;
+//! 4. it tries again, and on failure begins anew at 2.
+//!
+//! Turned down: the attempts themselves on the tracking connection. It saves a question per failed
+//! attempt, off the path that a hand-off takes, and costs a second session that must be exactly once.
+//!
+//! | state of a watch | meaning | next |
+//! |---|---|---|
+//! | `Idle` | nobody listens; a change since the last attempt is in `news` | a sleeper makes it `Wanted` |
+//! | `Wanted` | the ear shall ask | `Asked`; `Deaf` when there is no ear to be had |
+//! | `Asked` | the question is under way | `Listening`; `Idle`, with news, if the lock is free |
+//! | `Listening` | the server will tell | `Idle`, with news, when it does |
+//! | `Deaf` | no tracking here: sleepers try again by themselves, less and less often | `Wanted` when the ear works |
+//!
+//! The lock of the board is held for moments, and never while anything else is waited for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use rustix::fd::OwnedFd;
+
+use crate::combine::{Check, SLICE};
+use crate::error::{Error, Result};
+use crate::names::Name;
+use crate::random;
+use crate::settings::Settings;
+use crate::transport::OpenFd;
+
+/// The longest pause between two attempts where nobody tells.
+const LONGEST_PAUSE_MS: u32 = 64;
+
+/// Who waits for what, shared between the sleepers and the ear.
+pub struct Ear {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) open: Arc<OpenFd>,
+    board: Mutex<Board>,
+}
+
+#[derive(Default)]
+pub(crate) struct Board {
+    pub(crate) watches: HashMap<Name, Watch>,
+    /// The write end of the pipe that wakes the ear's thread; none without a thread.
+    pub(crate) bell: Option<OwnedFd>,
+    pub(crate) closing: bool,
+    next_sleeper: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Watch {
+    pub(crate) state: State,
+    /// Counts what was heard; a sleeper compares it with what it knew before its attempt.
+    news: u64,
+    /// When the lease ends, as the ear was told.
+    pub(crate) ends: Option<Instant>,
+    sleepers: Vec<(u64, Thread)>,
+    users: usize,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    #[default]
+    Idle,
+    Wanted,
+    Asked,
+    Listening,
+    Deaf,
+}
+
+impl Watch {
+    /// Something happened to the lock: everybody who sleeps tries again.
+    pub(crate) fn tell(&mut self) {
+        self.news += 1;
+        self.ends = None;
+        if self.state != State::Deaf {
+            self.state = State::Idle;
+        }
+        self.rouse();
+    }
+
+    /// Wakes everybody who sleeps, to look at the watch again.
+    pub(crate) fn rouse(&self) {
+        for (_, sleeper) in &self.sleepers {
+            sleeper.unpark();
+        }
+    }
+}
+
+impl Ear {
+    /// An ear that listens to nothing yet: no thread, no connection.
+    pub fn new(settings: &Arc<Settings>, open: &Arc<OpenFd>) -> Arc<Self> {
+        let (settings, open) = (Arc::clone(settings), Arc::clone(open));
+        Arc::new(Self { settings, open, board: Mutex::default() })
+    }
+
+    pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This process has just changed the lock itself.
+    pub fn tell(&self, lock: &[u8]) {
+        if let Some(watch) = self.board().watches.get_mut(lock) {
+            watch.tell();
+        }
+    }
+
+    /// Ends the thread and its connection.
+    pub fn close(&self) {
+        let mut board = self.board();
+        board.closing = board.bell.is_some();
+        board.ring();
+    }
+
+    /// Prepares to wait for `lock`.
+    pub fn waiter(self: &Arc<Self>, lock: &Name) -> Waiter {
+        Waiter { ear: Arc::clone(self), lock: Arc::clone(lock), known: None, tries: 0 }
+    }
+}
+
+impl Board {
+    /// Wakes the ear's thread.
+    pub(crate) fn ring(&self) {
+        if let Some(bell) = &self.bell {
+            // A full pipe rings already.
+            let _ = rustix::io::write(bell, &[0]);
+        }
+    }
+}
+
+/// One caller that waits for a lock, through all its attempts.
+pub struct Waiter {
+    ear: Arc<Ear>,
+    lock: Name,
+    /// The news that were known before the attempt at hand; none before the first wait.
+    known: Option<u64>,
+    tries: u32,
+}
+
+impl Waiter {
+    /// After a failed attempt: sleeps until another one makes sense, and says `true`; or until `end`,
+    /// and says `false`.
+    ///
+    /// `held_until` is when the holder's lease ends, as the attempt said.
+    pub fn sleep(
+        &mut self,
+        held_until: Option<Instant>,
+        end: Instant,
+        check: Check<'_>,
+    ) -> Result<bool> {
+        let known = *self.known.get_or_insert_with(|| {
+            let mut board = self.ear.board();
+            let watch = board.watches.entry(Arc::clone(&self.lock)).or_default();
+            watch.users += 1;
+            watch.news
+        });
+        self.tries += 1;
+        let pause = Instant::now() + self.pause();
+        let mut check_at = Instant::now() + SLICE;
+        let again = loop {
+            let now = Instant::now();
+            if now >= end {
+                break false;
+            }
+            if now >= check_at {
+                if !check() {
+                    return Err(Error::Interrupted);
+                }
+                check_at = Instant::now() + SLICE;
+            }
+            match self.doze(known, held_until, pause, end.min(check_at)) {
+                Dozed::Try => break true,
+                Dozed::On => {}
+            }
+        };
+        self.known = self.ear.board().watches.get(&self.lock).map(|watch| watch.news);
+        Ok(again)
+    }
+
+    /// Sleeps once, until woken or until the first of all that may end the wait.
+    fn doze(
+        &self,
+        known: u64,
+        held_until: Option<Instant>,
+        pause: Instant,
+        until: Instant,
+    ) -> Dozed {
+        let (me, wake_at) = {
+            let mut board = self.ear.board();
+            let me = board.next_sleeper;
+            board.next_sleeper += 1;
+            let Some(watch) = board.watches.get_mut(&self.lock) else { return Dozed::Try };
+            if watch.news != known {
+                return Dozed::Try;
+            }
+            let wanted = watch.state == State::Idle;
+            if wanted {
+                watch.state = State::Wanted;
+            }
+            let due = match (watch.state, watch.ends.or(held_until)) {
+                (State::Listening, ends) => ends,
+                (_, ends) => Some(ends.map_or(pause, |ends| ends.min(pause))),
+            };
+            if due.is_some_and(|due| due <= Instant::now()) {
+                if watch.state == State::Listening {
+                    // If the attempt fails again, this lease was not the last: ask anew.
+                    (watch.state, watch.ends) = (State::Idle, None);
+                }
+                return Dozed::Try;
+            }
+            watch.sleepers.push((me, std::thread::current()));
+            if wanted {
+                crate::ear::wake(&self.ear, &mut board);
+            }
+            (me, due.map_or(until, |due| due.min(until)))
+        };
+        std::thread::park_timeout(wake_at.saturating_duration_since(Instant::now()));
+        if let Some(watch) = self.ear.board().watches.get_mut(&self.lock) {
+            watch.sleepers.retain(|(sleeper, _)| *sleeper != me);
+        }
+        Dozed::On
+    }
+
+    /// How long to leave the server alone where it does not tell: 2 ms, doubled with each try up to
+    /// 64 ms, and by chance up to half of it less, so that a crowd does not ask in step.
+    fn pause(&self) -> Duration {
+        let most = (1u32 << self.tries.min(16)).min(LONGEST_PAUSE_MS) * 1000;
+        Duration::from_micros(u64::from(most - random::below(most / 2)))
+    }
+}
+
+enum Dozed {
+    Try,
+    On,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.known.is_none() {
+            return;
+        }
+        let mut board = self.ear.board();
+        if let Some(watch) = board.watches.get_mut(&self.lock) {
+            watch.users -= 1;
+            if watch.users == 0 {
+                board.watches.remove(&self.lock);
+            }
+        }
+    }
+}
