@@ -48,6 +48,8 @@ pub struct Batch {
     pub number: u64,
     /// When it was first sent.
     pub first_sent: Option<Instant>,
+    /// A connection broke while it was in flight: a copy may have been, or may yet be, applied.
+    pub in_doubt: bool,
     calls: Vec<Call>,
 }
 
@@ -177,7 +179,7 @@ impl Batch {
         let mut calls: Vec<Call> = Vec::new();
         if queue.len() == 1 {
             calls.extend(queue.pop().filter(|step| in_time(step)).map(Call::new));
-            return Self { number, first_sent: None, calls };
+            return Self { number, first_sent: None, in_doubt: false, calls };
         }
         let mut by_record: HashMap<Name, usize> = HashMap::new();
         let mut last = usize::MAX;
@@ -206,7 +208,7 @@ impl Batch {
             taken += usize::from(joined);
             !joined
         });
-        Self { number, first_sent: None, calls }
+        Self { number, first_sent: None, in_doubt: false, calls }
     }
 
     /// Whether anybody still waits for an answer of this batch.
@@ -276,7 +278,13 @@ impl Batch {
         let call = &mut self.calls[index];
         let text = match reply {
             Value::BulkString(text) => text,
-            Value::ServerError(error) => return call.refused(&error),
+            Value::ServerError(error) => {
+                let heard = call.refused(&error);
+                if !call.answered && !self.in_doubt {
+                    call.steps.iter().for_each(|step| step.mark_not_run());
+                }
+                return heard;
+            }
             _ => return call.senseless(),
         };
         let Some((now, answer)) = stamped(&text) else { return call.senseless() };
@@ -312,10 +320,11 @@ impl Batch {
     }
 }
 
-/// Splits `<now> <answer>`.
+/// Splits `<seconds> <microseconds> <answer>` into the time in microseconds and the answer.
 fn stamped(text: &[u8]) -> Option<(i64, &[u8])> {
-    let space = text.iter().position(|&byte| byte == b' ')?;
-    Some((parse(&text[..space])?, &text[space + 1..]))
+    let mut parts = text.splitn(3, |&byte| byte == b' ');
+    let (seconds, micros): (i64, i64) = (parse(parts.next()?)?, parse(parts.next()?)?);
+    Some((seconds.checked_mul(1_000_000)?.checked_add(micros)?, parts.next()?))
 }
 
 fn parse<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
@@ -325,20 +334,20 @@ fn parse<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
 impl Call {
     /// Gives each step its part of a script's answer. False when the answer makes no sense.
     fn answer(&mut self, answer: &[u8], received: Instant) -> bool {
-        let (kind, rest) = answer.split_at(1);
+        let Some((kind, rest)) = answer.split_first() else { return false };
         let rest = rest.strip_prefix(b" ").unwrap_or(rest);
         let reply = match (kind, self.script) {
-            (b"C", Script::Stock) => return self.changed(rest),
-            (b"N", Script::Stock) => Reply::NoStock,
-            (b"W", Script::Stock) => {
+            (b'C', Script::Stock) => return self.changed(rest),
+            (b'N', Script::Stock) => Reply::NoStock,
+            (b'W', Script::Stock) => {
                 let reason = format!("is a {}, not a number", String::from_utf8_lossy(rest));
                 Reply::Invalid { value: Vec::new(), reason }
             }
-            (b"I", Script::Stock) => {
+            (b'I', Script::Stock) => {
                 let reason = "is not an integer of 64 bits".to_owned();
                 Reply::Invalid { value: rest.to_vec(), reason }
             }
-            (b"H", Script::Stock | Script::Acquire) => {
+            (b'H', Script::Stock | Script::Acquire) => {
                 let Some(left) = parse::<i64>(rest) else { return false };
                 let left = u64::try_from(left).ok().map(Duration::from_millis);
                 // A lease has ended only after its last millisecond.
@@ -346,9 +355,9 @@ impl Call {
                     left.and_then(|left| received.checked_add(left + Duration::from_millis(1)));
                 Reply::Held { until }
             }
-            (b"A", Script::Acquire) => Reply::Acquired,
-            (b"R", Script::Release) => Reply::Released,
-            (b"F", Script::Release) => Reply::Foreign,
+            (b'A', Script::Acquire) => Reply::Acquired,
+            (b'R', Script::Release) => Reply::Released,
+            (b'F', Script::Release) => Reply::Foreign,
             _ => return false,
         };
         self.finish(&reply);

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::combine::{Check, Combiner};
+use crate::combine::Combiner;
 use crate::error::{Error, Result};
-use crate::lock::{Holdings, Owner, Turnstile};
+use crate::lock::{Holdings, Turnstile};
 use crate::names::Name;
+use crate::patrol::Patrol;
 use crate::random;
 use crate::session::Counts;
 use crate::settings::Settings;
@@ -20,6 +21,8 @@ use crate::watch::Ear;
 
 /// How long an interrupted acquire waits for its undoing, before it leaves that to a thread.
 const UNDO: Duration = Duration::from_millis(50);
+
+pub use crate::lock::Owner;
 
 /// See the module's description.
 pub struct Client {
@@ -63,14 +66,14 @@ impl Client {
         lease: Duration,
         time_out: Duration,
         owner: Owner,
-        check: Check<'_>,
+        patrol: &mut Patrol<'_>,
     ) -> Result<bool> {
         let started = Instant::now();
         let (patience, deadline) = self.bounds(started, time_out);
         let _place = if time_out.is_zero() {
             None
         } else {
-            match self.turnstile.enter(lock, patience, check)? {
+            match self.turnstile.enter(lock, patience, patrol)? {
                 None => return Ok(false),
                 place => place,
             }
@@ -78,16 +81,20 @@ impl Client {
         let (token, place) = (random::hex_bytes(), self.combiner.arrive());
         let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
         let mut waiter = self.ear.waiter(lock);
+        let mut renewed = false;
         loop {
             let asked = Instant::now();
             let ask = Ask::Acquire { lock: Arc::clone(lock), token, lease: lease_ms };
-            match self.combiner.run(ask, deadline, place, check) {
+            match self.combiner.run(ask, deadline, place, patrol) {
+                // Told so late that the lease may be over: ask for it anew, with the same token. Once:
+                // a lease shorter than a round trip is nobody's for long.
+                Ok(Reply::Acquired) if asked.elapsed() >= lease && !renewed => renewed = true,
                 Ok(Reply::Acquired) => {
                     self.holdings.add(lock, owner, token, asked + lease);
                     return Ok(true);
                 }
                 Ok(Reply::Held { until }) => {
-                    if !waiter.sleep(until, patience, check)? {
+                    if !waiter.sleep(until, patience, patrol)? {
                         return Ok(false);
                     }
                 }
@@ -116,11 +123,11 @@ impl Client {
 
     /// Gives back what `owner`, or else another thread of this process, has acquired under this name.
     /// False when nothing was released, because nobody here held it or its lease had ended.
-    pub fn release_lock(&self, lock: &Name, owner: Owner, check: Check<'_>) -> Result<bool> {
+    pub fn release_lock(&self, lock: &Name, owner: Owner, patrol: &mut Patrol<'_>) -> Result<bool> {
         let Some(token) = self.holdings.to_release(lock, owner) else { return Ok(false) };
         let (_, deadline) = self.bounds(Instant::now(), self.settings.timeout);
         let ask = Ask::Release { lock: Arc::clone(lock), token };
-        let reply = self.combiner.run(ask, deadline, self.combiner.arrive(), check)?;
+        let reply = self.combiner.run(ask, deadline, self.combiner.arrive(), patrol)?;
         self.holdings.remove(lock, &token);
         self.ear.tell(lock);
         match reply {
@@ -131,10 +138,10 @@ impl Client {
     }
 
     /// Changes a stock with no floor; creates it if need be.
-    pub fn incr_inventory(&self, key: &Name, change: i64, check: Check<'_>) -> Result<()> {
+    pub fn incr_inventory(&self, key: &Name, change: i64, patrol: &mut Patrol<'_>) -> Result<()> {
         let (_, deadline) = self.bounds(Instant::now(), self.settings.timeout);
         let ask = Ask::Incr { key: Arc::clone(key), change };
-        let reply = self.combiner.run(ask, deadline, self.combiner.arrive(), check)?;
+        let reply = self.combiner.run(ask, deadline, self.combiner.arrive(), patrol)?;
         changed(key, change, reply)
     }
 
@@ -147,7 +154,7 @@ impl Client {
         change: i64,
         time_out: Duration,
         owner: Owner,
-        check: Check<'_>,
+        patrol: &mut Patrol<'_>,
     ) -> Result<()> {
         let (patience, deadline) = self.bounds(Instant::now(), time_out);
         let place = self.combiner.arrive();
@@ -155,10 +162,10 @@ impl Client {
         loop {
             let token = self.holdings.token(lock, owner);
             let ask = Ask::Update { lock: Arc::clone(lock), key: Arc::clone(key), change, token };
-            match self.combiner.run(ask, deadline, place, check)? {
+            match self.combiner.run(ask, deadline, place, patrol)? {
                 Reply::Held { until } => {
                     let waiter = waiter.get_or_insert_with(|| self.ear.waiter(lock));
-                    if !waiter.sleep(until, patience, check)? {
+                    if !waiter.sleep(until, patience, patrol)? {
                         return Err(Error::LockTimeout { lock: Arc::clone(lock), time_out });
                     }
                 }

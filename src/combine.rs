@@ -20,19 +20,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::patrol::{Patrol, SLICE};
 use crate::session::{Advance, Counts, Session};
 use crate::settings::Settings;
 use crate::step::{Ask, Reply, Step};
 use crate::transport::OpenFd;
-
-/// How long a wait lasts before it looks after signals.
-pub const SLICE: Duration = Duration::from_millis(100);
-
-/// What a waiting caller runs once a slice; `false` ends the wait. For Python: the signal handlers.
-pub type Check<'a> = &'a mut dyn FnMut() -> bool;
 
 /// See the module's description.
 pub struct Combiner {
@@ -76,12 +71,17 @@ impl Combiner {
     }
 
     /// Has a step done, and waits for the reply until its deadline.
-    pub fn run(&self, ask: Ask, deadline: Instant, place: u64, check: Check<'_>) -> Result<Reply> {
+    pub fn run(
+        &self,
+        ask: Ask,
+        deadline: Instant,
+        place: u64,
+        patrol: &mut Patrol<'_>,
+    ) -> Result<Reply> {
         let step = Arc::new(Step::waited_for(ask, deadline, place));
         self.put(Arc::clone(&step));
-        let mut check_at = Instant::now() + SLICE;
         loop {
-            let slice = deadline.min(check_at);
+            let slice = deadline.min(patrol.next());
             if !self.lead(Some(&step), slice) && step.reply().is_none() {
                 std::thread::park_timeout(slice.saturating_duration_since(Instant::now()));
             }
@@ -94,13 +94,11 @@ impl Combiner {
             if now >= deadline {
                 return Err(self.too_late(&step));
             }
-            if now >= check_at {
-                if !check() {
+            patrol.pass(now).inspect_err(|error| {
+                if *error != Error::Forked {
                     self.leave(&step);
-                    return Err(Error::Interrupted);
                 }
-                check_at = Instant::now() + SLICE;
-            }
+            })?;
         }
     }
 

@@ -50,8 +50,10 @@ pub enum Error {
         /// The rest of it.
         detail: String,
     },
-    /// The caller's own check (a signal handler) ended the wait.
+    /// The caller's own look (a signal handler) ended the wait.
     Interrupted,
+    /// A signal handler forked, and this is the child: the call is the parent's.
+    Forked,
 }
 
 /// What the core's calls return.

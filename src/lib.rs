@@ -8,6 +8,7 @@ pub mod client;
 pub mod error;
 pub mod fork;
 pub mod names;
+pub mod patrol;
 pub mod settings;
 
 // The way of a step to the server, from outside in.

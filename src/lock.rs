@@ -22,9 +22,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::Instant;
 
-use crate::combine::{Check, SLICE};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::fork;
 use crate::names::Name;
+use crate::patrol::Patrol;
 use crate::step::Token;
 
 /// Who holds a lock within the process: a thread, later also a task.
@@ -132,6 +133,7 @@ pub struct Place<'a> {
     turnstile: &'a Turnstile,
     lock: Name,
     number: u64,
+    generation: u64,
 }
 
 impl Turnstile {
@@ -140,21 +142,20 @@ impl Turnstile {
     }
 
     /// Queues for a name, and waits to be first. `None` when `end` is over before.
-    pub fn enter(&self, lock: &Name, end: Instant, check: Check<'_>) -> Result<Option<Place<'_>>> {
+    pub fn enter(
+        &self,
+        lock: &Name,
+        end: Instant,
+        patrol: &mut Patrol<'_>,
+    ) -> Result<Option<Place<'_>>> {
         let place = self.join(lock);
-        let mut check_at = Instant::now() + SLICE;
         while !place.is_first() {
             let now = Instant::now();
             if now >= end {
                 return Ok(None);
             }
-            if now >= check_at {
-                if !check() {
-                    return Err(Error::Interrupted);
-                }
-                check_at = Instant::now() + SLICE;
-            }
-            std::thread::park_timeout(end.min(check_at).saturating_duration_since(now));
+            patrol.pass(now)?;
+            std::thread::park_timeout(end.min(patrol.next()).saturating_duration_since(now));
         }
         Ok(Some(place))
     }
@@ -165,7 +166,7 @@ impl Turnstile {
         queues.next += 1;
         let queue = queues.by_name.entry(Name::clone(lock)).or_default();
         queue.push_back((number, std::thread::current()));
-        Place { turnstile: self, lock: Name::clone(lock), number }
+        Place { turnstile: self, lock: Name::clone(lock), number, generation: fork::generation() }
     }
 }
 
@@ -179,6 +180,10 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        // In a child of a fork the queues may be locked for ever.
+        if self.generation != fork::generation() {
+            return;
+        }
         let mut queues = self.turnstile.queues();
         let Some(queue) = queues.by_name.get_mut(&self.lock) else { return };
         queue.retain(|(number, _)| *number != self.number);

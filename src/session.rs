@@ -193,7 +193,8 @@ impl Session {
                             return Advance::Done(std::mem::take(&mut self.late));
                         }
                         Ok(Moved::NotNow(why)) => {
-                            up.pause = Some(Instant::now() + backoff(self.failures));
+                            let pause = backoff(self.failures, longest_pause(&self.settings));
+                            up.pause = Some(Instant::now() + pause);
                             self.failures += 1;
                             self.note(why);
                         }
@@ -217,9 +218,12 @@ impl Session {
     /// The connection is of no use any more; the batch will be asked for again on the next one.
     fn broken(&mut self, why: String) {
         self.note(why);
-        let sent = self.batch.as_ref().is_some_and(|batch| batch.first_sent.is_some());
-        self.counts.asked_again.fetch_add(u64::from(sent), Ordering::Relaxed);
-        self.link = Link::Down { until: Instant::now() + backoff(self.failures) };
+        if let (Some(batch), Link::Up(Up { flight: Some(_), .. })) = (&mut self.batch, &self.link) {
+            batch.in_doubt = true;
+            self.counts.asked_again.fetch_add(1, Ordering::Relaxed);
+        }
+        let pause = backoff(self.failures, longest_pause(&self.settings));
+        self.link = Link::Down { until: Instant::now() + pause };
         self.failures += 1;
     }
 
@@ -355,17 +359,21 @@ impl Flight {
     }
 }
 
-/// How long to stay away after so many failures in a row: at once the first time, then longer and
-/// longer up to half a second, each time by chance half of it or all, so that a crowd of processes
-/// does not come back in step.
-pub fn backoff(failures: u32) -> Duration {
-    const FIRST: u32 = 8;
-    const LONGEST: u32 = 500;
+/// No longer than that, so that each call gets an attempt: it lasts `socket_timeout` at least.
+fn longest_pause(settings: &Settings) -> Duration {
+    Duration::from_millis(500).min(settings.socket_timeout / 2)
+}
+
+/// How long to stay away after so many failures in a row: not at all the first time, then longer and
+/// longer up to `most`, each time by chance up to half of it less, so that a crowd of processes does
+/// not come back in step.
+fn backoff(failures: u32, most: Duration) -> Duration {
+    const FIRST: Duration = Duration::from_millis(16);
     if failures == 0 {
         return Duration::ZERO;
     }
-    let most = FIRST.saturating_mul(1 << failures.min(16)).min(LONGEST);
-    Duration::from_millis(u64::from(most / 2 + random::below(most / 2 + 1)))
+    let full = FIRST.saturating_mul(1 << (failures - 1).min(16)).min(most);
+    full.mul_f64(1.0 - f64::from(random::below(1000)) / 2000.0)
 }
 
 /// Sleeps to the end of a pause: true, or to the end of the slice, if that comes first: false.

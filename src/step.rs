@@ -93,7 +93,8 @@ pub enum Reply {
 /// | any | true | the waiter has left; a step still in the queue is not sent any more |
 ///
 /// `reply` is set once, by the leader; `gone` once, by the waiter. `sent` is set by the leader before
-/// the first byte of the step leaves the process.
+/// the first byte of the step leaves the process, and taken back if the server says that it did not
+/// run it.
 #[derive(Debug)]
 pub struct Step {
     /// What the server is asked to do.
@@ -170,7 +171,12 @@ impl Step {
         self.sent.store(true, Ordering::Release);
     }
 
-    /// Whether the server may have seen the step.
+    /// The server has said that it did not run the step.
+    pub fn mark_not_run(&self) {
+        self.sent.store(false, Ordering::Release);
+    }
+
+    /// Whether the server may have run the step.
     pub fn was_sent(&self) -> bool {
         self.sent.load(Ordering::Acquire)
     }

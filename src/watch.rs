@@ -31,9 +31,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fd::OwnedFd;
 
-use crate::combine::{Check, SLICE};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::fork;
 use crate::names::Name;
+use crate::patrol::Patrol;
 use crate::random;
 use crate::settings::Settings;
 use crate::transport::OpenFd;
@@ -124,7 +125,8 @@ impl Ear {
 
     /// Prepares to wait for `lock`.
     pub fn waiter(self: &Arc<Self>, lock: &Name) -> Waiter {
-        Waiter { ear: Arc::clone(self), lock: Arc::clone(lock), known: None, tries: 0 }
+        let (ear, lock) = (Arc::clone(self), Arc::clone(lock));
+        Waiter { ear, lock, known: None, tries: 0, generation: fork::generation() }
     }
 }
 
@@ -145,6 +147,7 @@ pub struct Waiter {
     /// The news that were known before the attempt at hand; none before the first wait.
     known: Option<u64>,
     tries: u32,
+    generation: u64,
 }
 
 impl Waiter {
@@ -156,7 +159,7 @@ impl Waiter {
         &mut self,
         held_until: Option<Instant>,
         end: Instant,
-        check: Check<'_>,
+        patrol: &mut Patrol<'_>,
     ) -> Result<bool> {
         let known = *self.known.get_or_insert_with(|| {
             let mut board = self.ear.board();
@@ -166,19 +169,13 @@ impl Waiter {
         });
         self.tries += 1;
         let pause = Instant::now() + self.pause();
-        let mut check_at = Instant::now() + SLICE;
         let again = loop {
             let now = Instant::now();
             if now >= end {
                 break false;
             }
-            if now >= check_at {
-                if !check() {
-                    return Err(Error::Interrupted);
-                }
-                check_at = Instant::now() + SLICE;
-            }
-            match self.doze(known, held_until, pause, end.min(check_at)) {
+            patrol.pass(now)?;
+            match self.doze(known, held_until, pause, end.min(patrol.next())) {
                 Dozed::Try => break true,
                 Dozed::On => {}
             }
@@ -246,7 +243,8 @@ enum Dozed {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if self.known.is_none() {
+        // In a child of a fork the board may be locked for ever.
+        if self.known.is_none() || self.generation != fork::generation() {
             return;
         }
         let mut board = self.ear.board();

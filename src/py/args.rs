@@ -79,12 +79,16 @@ impl Given<'_, i64> {
             return Err(wrong_type(argument, "an int", given));
         }
         given.extract::<i64>().map_err(|error| {
-            if error.is_instance_of::<PyOverflowError>(given.py()) {
+            let py = given.py();
+            if error.is_instance_of::<PyOverflowError>(py) {
                 let words =
                     format!("{argument} must be an int between -2**63 and 2**63-1, not {given}");
-                return PyValueError::new_err(words);
+                PyValueError::new_err(words)
+            } else if error.is_instance_of::<PyTypeError>(py) {
+                wrong_type(argument, "an int", given)
+            } else {
+                error // of the argument's own making
             }
-            wrong_type(argument, "an int", given)
         })
     }
 }

@@ -13,10 +13,10 @@ use pyo3::types::PyDict;
 use super::args::{self, Given};
 use super::errors;
 use crate::client::Client;
-use crate::combine::Check;
+use crate::client::Owner;
 use crate::error::Result;
 use crate::fork;
-use crate::lock::Owner;
+use crate::patrol::Patrol;
 use crate::settings::{Address, Settings, duration};
 
 /// A client over one server; `seckill.Client` is its Python face.
@@ -78,20 +78,20 @@ impl CoreClient {
     fn run<T: Send>(
         &self,
         py: Python<'_>,
-        call: impl FnOnce(&Client, Check<'_>) -> Result<T> + Send,
+        call: impl FnOnce(&Client, &mut Patrol<'_>) -> Result<T> + Send,
     ) -> PyResult<T> {
         let client = self.client();
         let mut raised = None;
         let result = py.detach(|| {
             // While the interpreter finalizes there is nobody to run handlers for.
-            let mut check = || match Python::try_attach(run_signal_handlers) {
+            let mut look = || match Python::try_attach(run_signal_handlers) {
                 Some(Err(error)) => {
                     raised = Some(error);
                     false
                 }
                 Some(Ok(())) | None => true,
             };
-            call(&client, &mut check)
+            call(&client, &mut Patrol::new(&mut look))
         });
         match (result, raised) {
             (Ok(value), None) => Ok(value),
@@ -173,14 +173,15 @@ impl CoreClient {
         let lock = args::name("lockname", lockname)?;
         let lease = acquire_time.lease("acquire_time")?;
         let time_out = time_out.time_out("time_out")?;
-        self.run(py, |client, check| client.acquire_lock(&lock, lease, time_out, owner(), check))
+        self.run(py, |client, patrol| client.acquire_lock(&lock, lease, time_out, owner(), patrol))
     }
 
     #[doc = include_str!("docs/release_lock.txt")]
     #[pyo3(signature = (lockname))]
     pub fn release_lock(&self, py: Python<'_>, lockname: &Bound<'_, PyAny>) -> PyResult<()> {
         let lock = args::name("lockname", lockname)?;
-        let released = self.run(py, |client, check| client.release_lock(&lock, owner(), check))?;
+        let released =
+            self.run(py, |client, patrol| client.release_lock(&lock, owner(), patrol))?;
         if !released {
             log_not_held(py, &lock)?;
         }
@@ -197,7 +198,7 @@ impl CoreClient {
     ) -> PyResult<()> {
         let key = args::name("key", key)?;
         let change = change_num.change("change_num")?;
-        self.run(py, |client, check| client.incr_inventory(&key, change, check))
+        self.run(py, |client, patrol| client.incr_inventory(&key, change, patrol))
     }
 
     #[doc = include_str!("docs/update_inventory.txt")]
@@ -217,8 +218,8 @@ impl CoreClient {
         acquire_time.lease("acquire_time")?;
         let time_out = time_out.time_out("time_out")?;
         let owner = owner();
-        self.run(py, |client, check| {
-            client.update_inventory(&lock, &key, change, time_out, owner, check)
+        self.run(py, |client, patrol| {
+            client.update_inventory(&lock, &key, change, time_out, owner, patrol)
         })
     }
 

@@ -38,6 +38,10 @@ fn make(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::Authentication(why) => make.call1(("AuthenticationError", why))?,
         Error::Refused { code, detail } => make.call1(("ServerError", code, detail))?,
         Error::Interrupted => make.call1(("ConnectionError", "the call was interrupted"))?,
+        Error::Forked => {
+            let why = "a signal handler forked in the middle of the call, which stays the parent's";
+            make.call1(("ConnectionError", why))?
+        }
     };
     Ok(PyErr::from_value(exception))
 }

@@ -9,5 +9,5 @@
 --       'F'    foreign: the lock was not the token's, nothing was changed
 if seen[2] ~= ARGV[4] then return record('F') end
 local answer = record('R')
-redis.call('DEL', KEYS[2])
+call('DEL', KEYS[2])
 return answer

@@ -4,24 +4,24 @@
 -- ARGV  1      the batch's number, growing by one with each batch of the session
 --       2      the deadline, in microseconds of this server's clock
 --       3      how long the record lives, in milliseconds: longer than anybody asks
--- returns '<now> <answer>', <now> in microseconds; the answer is the script's, or
+-- returns '<seconds> <microseconds> <answer>': this server's time, and the script's answer, or
 --       'S'    stale: a later batch of the session was here before, nothing was changed
 --       'L'    late: the deadline is over, nothing was changed
 --
 -- A batch that finds its own number gets the recorded answer: asking again changes nothing.
 -- The record is a script's first write, and nothing may fail after it: scripts are not rolled back.
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local stamp = string.format('%.0f ', now)
-local seen = redis.call('MGET', unpack(KEYS))
+local call = redis.call
+local time = call('TIME')
+local stamp = time[1] .. ' ' .. time[2] .. ' '
+local seen = call('MGET', unpack(KEYS))
 if seen[1] then
   local number, answer = string.match(seen[1], '^(%d+) (.*)$')
   if number == ARGV[1] then return stamp .. answer end
   if tonumber(number) > tonumber(ARGV[1]) then return stamp .. 'S' end
 end
-if now > tonumber(ARGV[2]) then return stamp .. 'L' end
+if time[1] * 1000000 + time[2] > tonumber(ARGV[2]) then return stamp .. 'L' end
 
 local function record(answer)
-  redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. answer, 'PX', ARGV[3])
+  call('SET', KEYS[1], ARGV[1] .. ' ' .. answer, 'PX', ARGV[3])
   return stamp .. answer
 end

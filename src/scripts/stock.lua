@@ -16,55 +16,59 @@
 --                          A caller beyond g was refused: n + change is below zero (too little
 --                          stock) or above what 64 bits hold (overflow), whichever it is
 --
--- Lua's numbers are doubles: exact up to 2^53. What may come near it is counted by the server's own
--- 64-bit INCRBY, with the record, which is overwritten at the end, as the scratch pad.
+-- Lua's numbers are doubles, exact up to 2^53. While all sums stay below 2^52 they do the counting;
+-- else the server's own 64-bit INCRBY does, with the record, which is overwritten at the end, as the
+-- scratch pad.
 local stock, floor = seen[2], KEYS[3] ~= nil
 
 if floor then
   local holder = seen[3]
   if holder then
     if ARGV[4] == '' or holder ~= ARGV[4] then
-      return record('H ' .. redis.call('PTTL', KEYS[3]))
+      return record('H ' .. call('PTTL', KEYS[3]))
     end
-  elseif redis.call('EXISTS', KEYS[3]) == 1 then -- a lock of another type is held, too
-    return record('H ' .. redis.call('PTTL', KEYS[3]))
+  elseif call('EXISTS', KEYS[3]) == 1 then -- a lock of another type is held, too
+    return record('H ' .. call('PTTL', KEYS[3]))
   end
 end
 
 if not stock then
-  local kind = redis.call('TYPE', KEYS[2]).ok
+  local kind = call('TYPE', KEYS[2]).ok
   if kind ~= 'none' then return record('W ' .. kind) end
   if floor then return record('N') end
+  stock = '0'
 end
 
-local before = tonumber(stock or '0')
-local exact = before and (not stock or (string.format('%.0f', before) == stock and stock ~= '-0'))
-local reach = exact and math.abs(before)
-for i = 5, #ARGV, 2 do
-  if exact then reach = reach + math.abs(ARGV[i]) * ARGV[i + 1] end
-end
-
-local out = { 'C' }
-if exact and reach < 9007199254740992 then
-  local after, any = before, false
+local out, any = { 'C' }, false
+local exact = #stock < 16 and (stock == '0' or string.find(stock, '^-?[1-9]%d*$'))
+if exact then
+  local before = tonumber(stock)
+  local after = before
   for i = 5, #ARGV, 2 do
     local change, granted = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
     if floor and after + change < 0 then
       granted = 0
-    elseif floor and change < 0 then
-      granted = math.min(granted, (after - math.fmod(after, -change)) / -change)
+    elseif floor and after + granted * change < 0 then
+      granted = (after - after % -change) / -change
     end
-    any = any or granted > 0
-    after = after + granted * change
+    local sum = granted * change
+    after, any = after + sum, any or granted > 0
+    if math.abs(sum) >= 2 ^ 52 or math.abs(after) >= 2 ^ 52 then
+      exact = false
+      break
+    end
     out[#out + 1] = string.format('%.0f %.0f', granted, after)
   end
-  local answer = record(table.concat(out, ' '))
-  if any then redis.call('INCRBY', KEYS[2], string.format('%.0f', after - before)) end
-  return answer
+  if exact then
+    local answer = record(table.concat(out, ' '))
+    if any then call('INCRBY', KEYS[2], string.format('%.0f', after - before)) end
+    return answer
+  end
 end
 
-local scratch, after, any = KEYS[1], stock or '0', false
-redis.call('SET', scratch, after, 'PX', ARGV[3])
+local scratch, after = KEYS[1], stock
+out, any = { 'C' }, false
+call('SET', scratch, after, 'PX', ARGV[3])
 if type(redis.pcall('INCRBY', scratch, '0')) == 'table' then
   return record('I ' .. string.sub(stock, 1, 64))
 end
@@ -72,9 +76,9 @@ for i = 5, #ARGV, 2 do
   local granted = 0
   for _ = 1, tonumber(ARGV[i + 1]) do
     if type(redis.pcall('INCRBY', scratch, ARGV[i])) == 'table' then break end
-    local value = redis.call('GET', scratch)
+    local value = call('GET', scratch)
     if floor and string.sub(value, 1, 1) == '-' then
-      redis.call('SET', scratch, after, 'PX', ARGV[3])
+      call('SET', scratch, after, 'PX', ARGV[3])
       break
     end
     after, granted, any = value, granted + 1, true
@@ -82,5 +86,5 @@ for i = 5, #ARGV, 2 do
   out[#out + 1] = string.format('%.0f ', granted) .. after
 end
 local answer = record(table.concat(out, ' '))
-if any then redis.call('SET', KEYS[2], after, 'KEEPTTL') end
+if any then call('SET', KEYS[2], after, 'KEEPTTL') end
 return answer
