@@ -12,13 +12,8 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -type f)
 help: ## Show these words
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
-
-# pip of the standard library's venv may be older than dependency groups.
-$(VENV)/.tools: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet 'pip>=25.1' 'maturin>=1.16,<2'
-	$(BIN)/python -m pip install --quiet --group test --group lint
+$(VENV)/.tools: pyproject.toml .ci/environment
+	bash .ci/environment $(PYTHON) $(VENV) lint
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(SOURCES)

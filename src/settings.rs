@@ -89,17 +89,17 @@ impl fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// Reads a URL as redis-py's `from_url` does: `?db=` wins over the path, the other parameters
-    /// are keywords. An unknown scheme or parameter is an error, not ignored.
+    /// Puts what a URL says over what is there, as redis-py's `from_url` does with its keywords:
+    /// `?db=` wins over the path, the other parameters are keywords. An unknown scheme or parameter
+    /// is an error, not ignored.
     ///
     /// The error says what is wrong and never holds the password.
-    pub fn from_url(text: &str) -> Result<Self, String> {
+    pub fn read_url(&mut self, text: &str) -> Result<(), String> {
         let text = with_host(text);
         let url = Url::parse(&text).map_err(|error| format!("url is not a URL: {error}"))?;
-        let mut settings = Self::default();
         match url.scheme() {
-            "redis" | "valkey" => settings.address = tcp_address(&url)?,
-            "unix" => settings.address = unix_address(&url)?,
+            "redis" | "valkey" => self.address = tcp_address(&url)?,
+            "unix" => self.address = unix_address(&url)?,
             "rediss" | "valkeys" => {
                 return Err(format!(
                     "url: TLS ({}://) is not supported by this version",
@@ -119,19 +119,18 @@ impl Settings {
             }
         }
         if !url.username().is_empty() {
-            settings.username = Some(decode(url.username(), "the user name")?);
+            self.username = Some(decode(url.username(), "the user name")?);
         }
-        settings.password = url.password().map(|text| decode(text, "the password")).transpose()?;
-        if let Address::Tcp(..) = settings.address {
+        if let Some(password) = url.password() {
+            self.password = Some(decode(password, "the password")?);
+        }
+        if let Address::Tcp(..) = self.address {
             let path = url.path().trim_start_matches('/');
             if !path.is_empty() {
-                settings.db = number(path, "the database in the path")?;
+                self.db = number(path, "the database in the path")?;
             }
         }
-        for (name, value) in url.query_pairs() {
-            settings.parameter(&name, &value)?;
-        }
-        Ok(settings)
+        url.query_pairs().try_for_each(|(name, value)| self.parameter(&name, &value))
     }
 
     fn parameter(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -228,8 +227,13 @@ fn seconds(text: &str, what: &str) -> Result<Duration, String> {
 mod tests {
     use super::*;
 
+    fn try_to_read(url: &str) -> Result<Settings, String> {
+        let mut settings = Settings::default();
+        settings.read_url(url).map(|()| settings)
+    }
+
     fn read(url: &str) -> Settings {
-        Settings::from_url(url).expect("a good URL")
+        try_to_read(url).expect("a good URL")
     }
 
     #[test]
@@ -264,7 +268,7 @@ mod tests {
             ("unix://redis.sock", "no host"),
             ("", "not a URL"),
         ] {
-            let error = Settings::from_url(url).expect_err(url);
+            let error = try_to_read(url).expect_err(url);
             assert!(error.contains(words), "{url}: {error}");
         }
     }
@@ -280,7 +284,7 @@ mod tests {
             let settings = read(url);
             assert!(!format!("{settings} {settings:?}").contains("sesame"), "{url}");
         }
-        let error = Settings::from_url("redis://u:sesame@h:port/").expect_err("a bad port");
+        let error = try_to_read("redis://u:sesame@h:port/").expect_err("a bad port");
         assert!(!error.contains("sesame"), "{error}");
     }
 }

@@ -20,9 +20,9 @@ demo keeps to keys of its own, and removes them.
 """
 EXAMPLES = """\
 examples:
-  seckill demo                                        a sale
-  seckill demo --against script                       the usual redis-py script beside it
-  seckill demo --against script --lease 20 --work 50  ... whose lock runs out too early
+  seckill demo
+  seckill demo --against script                       the usual script beside it
+  seckill demo --against script --lease 20 --work 50  its lock runs out too soon
 
 exit status:
   0    seckill's books add up (the script's are only shown)
@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         kind = _number(least, most)
         demo.add_argument(name, metavar=unit, type=kind, default=default, help=about)
 
-    number("--units", "N", 1, 10**9, None, "units on sale (default: a quarter of the buyers)")
-    number("--buyers", "N", 1, 10**9, None, "buyers, a unit each (default: four for each unit)")
+    number("--units", "N", 1, 10**9, None, "units on sale (default: a third of the buyers)")
+    number("--buyers", "N", 1, 10**9, None, "buyers, a unit each (default: three for each unit)")
     number("--processes", "N", 1, 64, 4, "processes that they come from (default: %(default)s)")
     number("--threads", "N", 1, 256, 16, "threads of each process (default: %(default)s)")
     demo.add_argument("--url", help="a server to use, such as redis://localhost:6379/0")

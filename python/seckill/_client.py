@@ -36,10 +36,11 @@ class Client(_core.CoreClient):
         TypeError: unknown keyword, or a source or value of another type.
         ValueError: malformed URL, or something that this version does not support.
 
-    >>> import seckill
-    >>> with seckill.embedded() as server, seckill.Client(server.url) as client:
-    ...     client.incr_inventory("inventory", 10)
-    ...     client.update_inventory("lockname", "inventory", -3)
+    Examples:
+        >>> import seckill
+        >>> with seckill.embedded() as server, seckill.Client(server.url) as client:
+        ...     client.incr_inventory("inventory", 10)
+        ...     client.update_inventory("lockname", "inventory", -3)
     """
 
     def __new__(cls, source: str | RedisLike | None = None, /, **options: Unpack[Options]) -> Self:
@@ -86,11 +87,12 @@ def configure(source: str | RedisLike | None = None, /, **options: Unpack[Option
         TypeError: unknown keyword, or a source or value of another type.
         ValueError: malformed URL, or something that this version does not support.
 
-    >>> import seckill
-    >>> with seckill.embedded() as server:
-    ...     client = seckill.configure(server.url, timeout=5)
-    ...     seckill.incr_inventory("inventory", 10)
-    ...     seckill.update_inventory("lockname", "inventory", -1)
+    Examples:
+        >>> import seckill
+        >>> with seckill.embedded() as server:
+        ...     client = seckill.configure(server.url, timeout=5)
+        ...     seckill.incr_inventory("inventory", 10)
+        ...     seckill.update_inventory("lockname", "inventory", -1)
     """
     client = Client(source, **options)
     _core.set_default(client)

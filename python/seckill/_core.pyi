@@ -3,7 +3,17 @@
 from datetime import timedelta
 from typing import SupportsIndex, TypeAlias
 
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
+
+__all__ = [
+    "CoreClient",
+    "acquire_lock",
+    "get_default",
+    "incr_inventory",
+    "release_lock",
+    "set_default",
+    "update_inventory",
+]
 
 _Name: TypeAlias = str | bytes | bytearray | memoryview | int | float
 _Milliseconds: TypeAlias = float | timedelta
@@ -21,6 +31,7 @@ def update_inventory(
     time_out: _Milliseconds = 10000,
 ) -> None: ...
 
+@disjoint_base
 class CoreClient:
     def __new__(
         cls,

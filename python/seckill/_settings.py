@@ -80,7 +80,7 @@ IDLE = frozenset(
     ssl_ca_certs ssl_ca_data ssl_ca_path ssl_cert_reqs ssl_certfile ssl_check_hostname ssl_ciphers
     ssl_exclude_verify_flags ssl_include_verify_flags ssl_keyfile ssl_min_version ssl_ocsp_context
     ssl_ocsp_expected_cert ssl_password ssl_validate_ocsp ssl_validate_ocsp_stapled
-    """.split()
+    """.split()  # noqa: SIM905
 )
 REFUSED = {
     "ssl": "TLS",
@@ -106,8 +106,9 @@ def resolve(source: str | RedisLike | None, options: Mapping[str, object]) -> di
         TypeError: unknown keyword, or a source or value of another type.
         ValueError: something that this version does not support, or a number that cannot be one.
 
-    >>> resolve("redis://localhost:7000/1", {"timeout": 2})
-    {'url': 'redis://localhost:7000/1', 'timeout': 2.0}
+    Examples:
+        >>> resolve("redis://localhost:7000/1", {"timeout": 2})
+        {'url': 'redis://localhost:7000/1', 'timeout': 2.0}
     """
     given = _read(options)
     place = [name for name in PLACE if name in given]
@@ -197,6 +198,20 @@ def _whole(name: str, value: object) -> int:
         raise ValueError(f"{name} must be an int, not {value!r}") from None
 
 
+def _port(name: str, value: object) -> int:
+    return _within(name, _whole(name, value), 1, 65535)
+
+
+def _db(name: str, value: object) -> int:
+    return _within(name, _whole(name, value), 0, 2**31 - 1)
+
+
+def _within(name: str, value: int, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+    return value
+
+
 def _seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
@@ -207,9 +222,9 @@ def _seconds(name: str, value: object) -> float:
 
 READ: dict[str, Callable[[str, object], object]] = {
     "host": _text,
-    "port": _whole,
+    "port": _port,
     "unix_socket_path": _path,
-    "db": _whole,
+    "db": _db,
     "username": _text,
     "password": _text,
     "client_name": _text,

@@ -132,30 +132,29 @@ impl CoreClient {
         socket_timeout: Option<f64>,
         socket_connect_timeout: Option<f64>,
     ) -> PyResult<Self> {
-        let mut settings = url
-            .map(Settings::from_url)
-            .transpose()
-            .map_err(PyValueError::new_err)?
-            .unwrap_or_default();
+        let mut settings = Settings::default();
         if let Some(path) = unix_socket_path {
             settings.address = Address::Unix(path);
         } else if host.is_some() || port.is_some() {
-            settings.address =
-                Address::Tcp(host.unwrap_or("localhost".to_owned()), port.unwrap_or(6379));
+            let host = host.unwrap_or_else(|| "localhost".to_owned());
+            settings.address = Address::Tcp(host, port.unwrap_or(6379));
         }
         settings.db = db.unwrap_or(settings.db);
-        settings.username = username.or(settings.username);
-        settings.password = password.or(settings.password);
-        settings.client_name = client_name.or(settings.client_name);
-        let seconds = |given: Option<f64>, name, default| match given {
-            Some(seconds) => duration(seconds, name).map_err(PyValueError::new_err),
-            None => Ok(default),
-        };
-        settings.timeout = seconds(timeout, "timeout", settings.timeout)?;
-        let silence = seconds(socket_timeout, "socket_timeout", settings.socket_timeout)?;
-        settings.connect_timeout =
-            seconds(socket_connect_timeout, "socket_connect_timeout", settings.connect_timeout)?;
-        settings.socket_timeout = silence;
+        settings.username = username;
+        settings.password = password;
+        settings.client_name = client_name;
+        for (name, given, setting) in [
+            ("timeout", timeout, &mut settings.timeout),
+            ("socket_timeout", socket_timeout, &mut settings.socket_timeout),
+            ("socket_connect_timeout", socket_connect_timeout, &mut settings.connect_timeout),
+        ] {
+            if let Some(seconds) = given {
+                *setting = duration(seconds, name).map_err(PyValueError::new_err)?;
+            }
+        }
+        if let Some(url) = url {
+            settings.read_url(url).map_err(PyValueError::new_err)?;
+        }
         let living = RwLock::new(Living::new(&settings));
         Ok(Self { settings, living })
     }

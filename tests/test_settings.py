@@ -1,0 +1,296 @@
+"""What may be handed to `Client` and `configure`, and what comes of it."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+import redis.sentinel
+import seckill
+import valkey
+from seckill import _settings
+from seckill._settings import resolve
+
+DEFAULT = {"url": "redis://localhost:6379/0"}
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SECKILL_REDIS_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class TestNothingGiven:
+    def test_means_the_redis_of_this_machine(self) -> None:
+        assert resolve(None, {}) == DEFAULT
+
+    def test_means_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://general/1")
+        assert resolve(None, {}) == {"url": "redis://general/1"}
+        monkeypatch.setenv("SECKILL_REDIS_URL", "redis://special/2")
+        assert resolve(None, {}) == {"url": "redis://special/2"}
+
+    def test_an_empty_variable_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SECKILL_REDIS_URL", "")
+        monkeypatch.setenv("REDIS_URL", "redis://general/1")
+        assert resolve(None, {}) == {"url": "redis://general/1"}
+        monkeypatch.setenv("REDIS_URL", "")
+        assert resolve(None, {}) == DEFAULT
+
+    def test_with_waits_still_means_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://general/1")
+        assert resolve(None, {"timeout": 3, "host": None}) == {
+            "url": "redis://general/1",
+            "timeout": 3.0,
+        }
+
+
+class TestKeywords:
+    @pytest.mark.parametrize(
+        ("keywords", "settings"),
+        [
+            ({"host": "h", "port": 7000, "db": 2}, {"host": "h", "port": 7000, "db": 2}),
+            ({"port": 7000}, {"host": "localhost", "port": 7000}),
+            ({"db": 3}, {"host": "localhost", "db": 3}),
+            ({"password": "p"}, {"host": "localhost", "password": "p"}),
+            (
+                {"username": "u", "password": b"p"},
+                {"host": "localhost", "username": "u", "password": "p"},
+            ),
+            ({"host": "h", "port": "7000", "db": "2"}, {"host": "h", "port": 7000, "db": 2}),
+            ({"unix_socket_path": "/run/r.sock"}, {"unix_socket_path": "/run/r.sock"}),
+            (
+                {"unix_socket_path": Path("/run/r.sock"), "db": 1},
+                {"unix_socket_path": "/run/r.sock", "db": 1},
+            ),
+            (
+                {"host": "h", "socket_timeout": 2, "socket_connect_timeout": 0.5, "timeout": 3},
+                {"host": "h", "socket_timeout": 2.0, "socket_connect_timeout": 0.5, "timeout": 3.0},
+            ),
+            (
+                {"host": "h", "client_name": "shop", "socket_timeout": None},
+                {"host": "h", "client_name": "shop"},
+            ),
+        ],
+    )
+    def test_mean_what_they_mean_in_redis_py(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        keywords: dict[str, object],
+        settings: dict[str, object],
+    ) -> None:
+        monkeypatch.setenv("SECKILL_REDIS_URL", "redis://elsewhere")
+        assert resolve(None, keywords) == settings
+
+    @pytest.mark.parametrize("theirs", [redis.Redis, valkey.Valkey])
+    def test_of_redis_py_and_valkey_py_are_all_known(self, theirs: type) -> None:
+        names = set(inspect.signature(theirs).parameters)
+        assert names <= {*_settings.READ, *_settings.IDLE, *_settings.REFUSED}
+
+    def test_that_tune_redis_py_have_no_effect(self) -> None:
+        idle: dict[str, object] = dict.fromkeys(_settings.IDLE, "anything")
+        assert resolve(None, idle) == DEFAULT
+        assert resolve(None, dict.fromkeys(_settings.REFUSED)) == DEFAULT
+        assert resolve(None, {"ssl": False, "ssl_ca_certs": "/ca.pem"}) == DEFAULT
+
+    @pytest.mark.parametrize("make", [seckill.Client, seckill.configure])
+    def test_that_nobody_knows_are_an_error(self, make: Callable[..., object]) -> None:
+        with pytest.raises(TypeError, match="unexpected keyword argument 'hots'"):
+            make(hots="h")
+
+    @pytest.mark.parametrize(
+        ("keywords", "error", "message"),
+        [
+            ({"ssl": True}, ValueError, "ssl: TLS is not supported by this version"),
+            ({"credential_provider": object()}, ValueError, "credential_provider: "),
+            ({"connection_pool": redis.ConnectionPool()}, ValueError, "connection_pool: "),
+            ({"redis_connect_func": print}, ValueError, "redis_connect_func: "),
+            ({"host": 5}, TypeError, "host must be a str, not int"),
+            ({"port": 6379.0}, TypeError, "port must be an int, not float"),
+            ({"port": True}, TypeError, "port must be an int, not bool"),
+            ({"port": "http"}, ValueError, "port must be an int, not 'http'"),
+            ({"port": 65536}, ValueError, "port must be from 1 to 65535, not 65536"),
+            ({"db": -1}, ValueError, "db must be from 0 to 2147483647, not -1"),
+            ({"db": "zero"}, ValueError, "db must be an int, not 'zero'"),
+            ({"unix_socket_path": 5}, TypeError, "unix_socket_path must be a path, not int"),
+            ({"timeout": "3"}, TypeError, "timeout must be a number of seconds, not str"),
+            ({"timeout": True}, TypeError, "timeout must be a number of seconds, not bool"),
+            ({"timeout": 0}, ValueError, "timeout must be more than 0 s, not 0"),
+            ({"socket_timeout": -1}, ValueError, "socket_timeout must be more than 0 s, not -1"),
+            (
+                {"socket_connect_timeout": float("nan")},
+                ValueError,
+                "socket_connect_timeout must be",
+            ),
+            ({"timeout": float("inf")}, ValueError, "timeout must be"),
+        ],
+    )
+    def test_that_cannot_be_are_an_error(
+        self, keywords: dict[str, object], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=f"^{message}"):
+            resolve(None, keywords)
+
+
+class TestUrl:
+    @pytest.mark.parametrize(
+        "url", ["redis://h:7000/2", "valkey://u:p@h", "unix:///run/r.sock?db=1", "REDIS://h"]
+    )
+    def test_is_handed_on_as_it_is(self, url: str) -> None:
+        assert resolve(url, {}) == {"url": url}
+
+    def test_may_be_joined_by_keywords(self) -> None:
+        assert resolve("redis://h", {"password": "p", "db": 1}) == {
+            "url": "redis://h",
+            "password": "p",
+            "db": 1,
+        }
+
+    @pytest.mark.parametrize("place", [{"host": "h"}, {"port": 1}, {"unix_socket_path": "/s"}])
+    def test_is_not_joined_by_another_place(self, place: dict[str, object]) -> None:
+        with pytest.raises(
+            TypeError, match=f"{next(iter(place))} cannot be given together with a URL"
+        ):
+            resolve("redis://h", place)
+
+    @pytest.mark.parametrize("scheme", ["rediss", "valkeys", "redis+sentinel", "redis+cluster"])
+    def test_that_this_version_cannot_do(self, scheme: str) -> None:
+        with pytest.raises(ValueError, match=rf"{scheme.replace('+', '.')}:// is not supported"):
+            resolve(f"{scheme}://:secret@h", {})
+
+    @pytest.mark.parametrize(
+        "url", ["", "localhost", "http://h", "localhost:6379", "redis:/h", "redis:h"]
+    )
+    def test_that_is_none(self, url: str) -> None:
+        with pytest.raises(
+            ValueError, match="the URL must start with redis://, valkey://, unix://"
+        ):
+            resolve(url, {})
+
+    def test_never_shows_its_password(self) -> None:
+        for url in ("http://:secret@h", "rediss://:secret@h", "secret"):
+            with pytest.raises(ValueError, match=r"URL|://") as caught:
+                resolve(url, {})
+            assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("library", [redis.Redis, valkey.Valkey], ids=["redis-py", "valkey-py"])
+class TestInstance:
+    @pytest.mark.parametrize(
+        ("keywords", "settings"),
+        [
+            ({}, {"host": "localhost", "port": 6379, "db": 0}),
+            ({"host": "h", "port": 7000, "db": 2}, {"host": "h", "port": 7000, "db": 2}),
+            (
+                {"username": "u", "password": "p", "client_name": "shop", "decode_responses": True},
+                {
+                    "host": "localhost",
+                    "port": 6379,
+                    "db": 0,
+                    "username": "u",
+                    "password": "p",
+                    "client_name": "shop",
+                },
+            ),
+            ({"unix_socket_path": "/r.sock", "db": 1}, {"unix_socket_path": "/r.sock", "db": 1}),
+        ],
+    )
+    def test_is_read(
+        self,
+        library: type[redis.Redis],
+        keywords: dict[str, object],
+        settings: dict[str, object],
+    ) -> None:
+        waits = {"socket_timeout": 3, "socket_connect_timeout": 2}
+        read = resolve(library(**keywords, **waits), {})
+        if "unix_socket_path" in keywords:  # they keep it for TCP only
+            read.pop("socket_connect_timeout", None)
+            assert read == {**settings, "socket_timeout": 3.0}
+        else:
+            assert read == {**settings, "socket_timeout": 3.0, "socket_connect_timeout": 2.0}
+
+    def test_without_a_time_out_gets_ours(self, library: type[redis.Redis]) -> None:
+        client = library(socket_timeout=None, socket_connect_timeout=None)
+        assert not {"socket_timeout", "socket_connect_timeout"} & resolve(client, {}).keys()
+
+    def test_made_from_a_url(self, library: type[redis.Redis]) -> None:
+        client = library.from_url(
+            "redis://u:p@h:7000/2" if library is redis.Redis else "valkey://u:p@h:7000/2"
+        )
+        read = resolve(client, {})
+        place = {"host": "h", "port": 7000, "db": 2, "username": "u", "password": "p"}
+        assert read.items() >= place.items()
+
+    def test_may_be_joined_by_keywords(self, library: type[redis.Redis]) -> None:
+        assert (
+            resolve(library(), {"db": 5, "timeout": 2}).items() >= {"db": 5, "timeout": 2.0}.items()
+        )
+
+    def test_with_a_bare_pool(self, library: type[redis.Redis]) -> None:
+        pool = redis.ConnectionPool() if library is redis.Redis else valkey.ConnectionPool()
+        read = resolve(library(connection_pool=pool), {})
+        assert read["host"] == "localhost"
+
+    def test_with_tls_is_not_supported(self, library: type[redis.Redis]) -> None:
+        with pytest.raises(ValueError, match="TLS is not supported by this version"):
+            resolve(library(ssl=True), {})
+
+    def test_with_a_credential_provider_is_not_supported(self, library: type[redis.Redis]) -> None:
+        provider = redis.UsernamePasswordCredentialProvider("u", "p")
+        with pytest.raises(ValueError, match=r"credential_provider: .* not supported"):
+            resolve(library(credential_provider=provider), {})
+
+
+class TestOtherSources:
+    def test_asyncio(self) -> None:
+        with pytest.raises(TypeError, match="an asyncio client is not supported by this version"):
+            resolve(redis.asyncio.Redis(), {})  # type: ignore[arg-type]
+
+    def test_sentinel(self) -> None:
+        client = redis.sentinel.Sentinel([("localhost", 1)]).master_for("mymaster")
+        with pytest.raises(TypeError, match="Sentinel is not supported by this version"):
+            resolve(client, {})
+
+    def test_cluster(self) -> None:
+        client = object.__new__(redis.RedisCluster)  # its constructor wants to see a cluster
+        client.nodes_manager = None  # type: ignore[assignment]
+        with pytest.raises(TypeError, match="a cluster is not supported by this version"):
+            resolve(client, {})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("source", [b"redis://h", 5, object(), {"host": "h"}, ("h", 1)])
+    def test_anything_else(self, source: object) -> None:
+        with pytest.raises(
+            TypeError, match=r"^source must be a URL, redis.Redis or valkey.Valkey, not"
+        ):
+            resolve(source, {})  # type: ignore[arg-type]
+
+
+class TestClient:
+    def test_travels_with_its_settings(self) -> None:
+        client = seckill.Client(host="h", port=7000, password="secret", timeout=3)
+        arrived = pickle.loads(pickle.dumps(client))
+        assert type(arrived) is seckill.Client
+        assert arrived.settings() == client.settings()
+
+    def test_of_a_subclass_travels_as_such(self) -> None:
+        arrived = pickle.loads(pickle.dumps(OfMine("redis://h:7000/2")))
+        assert type(arrived) is OfMine
+        assert arrived.settings() == OfMine("redis://h:7000/2").settings()
+
+    def test_never_shows_its_password(self) -> None:
+        for client in (seckill.Client(password="secret"), seckill.Client("redis://:secret@h")):
+            assert "secret" not in repr(client)
+
+    def test_takes_its_source_by_position_only(self) -> None:
+        with pytest.raises(TypeError, match="unexpected keyword argument 'source'"):
+            seckill.Client(source="redis://h")  # type: ignore[call-arg]
+
+
+class OfMine(seckill.Client):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
