@@ -98,7 +98,7 @@ impl Opening {
                 Err(_) => Stage::Resolving(resolve(host.clone(), *port)),
             },
         };
-        let end = Instant::now() + settings.connect_timeout;
+        let end = Instant::now() + limit(settings);
         Self { settings: Arc::clone(settings), open: Arc::clone(open), listen, end, stage }
     }
 
@@ -166,7 +166,7 @@ impl Opening {
             Stage::Connecting { .. } => "connecting",
             Stage::Greeting(_) => "waiting for an answer to the handshake",
         };
-        let limit = self.settings.connect_timeout;
+        let limit = limit(&self.settings);
         self.at_the_address(Trouble::Unreachable(format!("{doing} took longer than {limit:?}")))
     }
 
@@ -180,6 +180,10 @@ impl Opening {
             refused @ Trouble::Refused(_) => refused,
         }
     }
+}
+
+fn limit(settings: &Settings) -> Duration {
+    settings.connect_timeout.unwrap_or(settings.socket_timeout)
 }
 
 impl Stage {

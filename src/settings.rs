@@ -25,8 +25,9 @@ pub struct Settings {
     pub timeout: Duration,
     /// How long one attempt waits for its reply.
     pub socket_timeout: Duration,
-    /// How long one attempt to connect may take, names, handshake and all.
-    pub connect_timeout: Duration,
+    /// How long one attempt to connect may take, names, handshake and all; `socket_timeout` unless
+    /// it is given.
+    pub connect_timeout: Option<Duration>,
 }
 
 /// Where a server listens.
@@ -58,7 +59,7 @@ impl Default for Settings {
             client_name: None,
             timeout: Duration::from_secs(10),
             socket_timeout: Duration::from_secs(1),
-            connect_timeout: Duration::from_secs(1),
+            connect_timeout: None,
         }
     }
 }
@@ -141,7 +142,7 @@ impl Settings {
             "client_name" => self.client_name = Some(value.to_owned()),
             "timeout" => self.timeout = seconds(value, name)?,
             "socket_timeout" => self.socket_timeout = seconds(value, name)?,
-            "socket_connect_timeout" => self.connect_timeout = seconds(value, name)?,
+            "socket_connect_timeout" => self.connect_timeout = Some(seconds(value, name)?),
             // redis-py's own settings that mean nothing here.
             "decode_responses"
             | "encoding"

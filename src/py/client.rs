@@ -143,15 +143,13 @@ impl CoreClient {
         settings.username = username;
         settings.password = password;
         settings.client_name = client_name;
-        for (name, given, setting) in [
-            ("timeout", timeout, &mut settings.timeout),
-            ("socket_timeout", socket_timeout, &mut settings.socket_timeout),
-            ("socket_connect_timeout", socket_connect_timeout, &mut settings.connect_timeout),
-        ] {
-            if let Some(seconds) = given {
-                *setting = duration(seconds, name).map_err(PyValueError::new_err)?;
-            }
-        }
+        let seconds = |given: Option<f64>, name| {
+            given.map(|seconds| duration(seconds, name)).transpose().map_err(PyValueError::new_err)
+        };
+        settings.timeout = seconds(timeout, "timeout")?.unwrap_or(settings.timeout);
+        settings.socket_timeout =
+            seconds(socket_timeout, "socket_timeout")?.unwrap_or(settings.socket_timeout);
+        settings.connect_timeout = seconds(socket_connect_timeout, "socket_connect_timeout")?;
         if let Some(url) = url {
             settings.read_url(url).map_err(PyValueError::new_err)?;
         }
@@ -276,7 +274,8 @@ impl CoreClient {
         settings.set_item("client_name", ours.client_name.as_deref())?;
         settings.set_item("timeout", ours.timeout.as_secs_f64())?;
         settings.set_item("socket_timeout", ours.socket_timeout.as_secs_f64())?;
-        settings.set_item("socket_connect_timeout", ours.connect_timeout.as_secs_f64())?;
+        let connect_timeout = ours.connect_timeout.map(|limit| limit.as_secs_f64());
+        settings.set_item("socket_connect_timeout", connect_timeout)?;
         Ok(settings)
     }
 

@@ -21,7 +21,7 @@ if seen[1] then
 end
 if time[1] * 1000000 + time[2] > tonumber(ARGV[2]) then return stamp .. 'L' end
 
-local function record(answer)
-  call('SET', KEYS[1], ARGV[1] .. ' ' .. answer, 'PX', ARGV[3])
+local function record(answer, set)
+  (set or call)('SET', KEYS[1], ARGV[1] .. ' ' .. answer, 'PX', ARGV[3])
   return stamp .. answer
 end
