@@ -433,3 +433,6 @@ fn refusal(change: i64, stock: i64) -> Reply {
     let reason = format!("would not fit 64 bits after a change of {change}");
     Reply::Invalid { value: stock.to_string().into_bytes(), reason }
 }
+
+#[cfg(test)]
+mod tests;
