@@ -279,7 +279,7 @@ impl Batch {
         let text = match reply {
             Value::BulkString(text) => text,
             Value::ServerError(error) => {
-                let heard = call.refused(&error);
+                let heard = call.refused(&error, self.in_doubt);
                 if !call.answered && !self.in_doubt {
                     call.steps.iter().for_each(|step| step.mark_not_run());
                 }
@@ -389,7 +389,7 @@ impl Call {
         true
     }
 
-    fn refused(&mut self, error: &ServerError) -> Heard {
+    fn refused(&mut self, error: &ServerError, in_doubt: bool) -> Heard {
         let (code, detail) = cause(error.code(), error.details().unwrap_or_default());
         if code == "NOSCRIPT" {
             self.spell_out = true;
@@ -398,9 +398,15 @@ impl Call {
         if is_passing(code) {
             return Heard::NotNow(format!("{code} {detail}"));
         }
-        let (code, detail) = (code.to_owned(), detail.to_owned());
         let wrong = code == "READONLY";
-        self.finish(&Reply::Failed(Error::Refused { code, detail }));
+        // The server that refuses now may have applied an earlier copy.
+        self.finish(&Reply::Failed(if in_doubt {
+            Error::OutcomeUnknown(format!(
+                "no answer came, and asked again the server refused: {code} {detail}"
+            ))
+        } else {
+            Error::Refused { code: code.to_owned(), detail: detail.to_owned() }
+        }));
         if wrong { Heard::WrongServer } else { Heard::Answer }
     }
 

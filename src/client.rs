@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use crate::combine::Combiner;
 use crate::error::{Error, Result};
-use crate::lock::{Holdings, Turnstile};
+use crate::fork::OpenFd;
+use crate::lock::{Entered, Holdings, Place, Turnstile};
 use crate::names::Name;
 use crate::patrol::Patrol;
 use crate::random;
 use crate::session::Counts;
 use crate::settings::Settings;
 use crate::step::{Ask, Reply};
-use crate::transport::OpenFd;
 use crate::watch::Ear;
 
 /// How long an interrupted acquire waits for its undoing, before it leaves that to a thread.
@@ -70,12 +70,12 @@ impl Client {
     ) -> Result<bool> {
         let started = Instant::now();
         let (patience, deadline) = self.bounds(started, time_out);
-        let _place = if time_out.is_zero() {
+        let turn = if time_out.is_zero() {
             None
         } else {
             match self.turnstile.enter(lock, patience, patrol)? {
-                None => return Ok(false),
-                place => place,
+                Entered::Turn(place) => Some(place),
+                Entered::Held => return Ok(false),
             }
         };
         let (token, place) = (random::hex_bytes(), self.combiner.arrive());
@@ -85,7 +85,12 @@ impl Client {
         loop {
             let asked = Instant::now();
             let ask = Ask::Acquire { lock: Arc::clone(lock), token, lease: lease_ms };
-            match self.combiner.run(ask, deadline, place, patrol) {
+            turn.iter().for_each(Place::asks);
+            let reply = self.combiner.run(ask, deadline, place, patrol);
+            if let (Some(turn), Ok(reply)) = (&turn, &reply) {
+                turn.hears(matches!(reply, Reply::Held { .. }));
+            }
+            match reply {
                 // Told so late that the lease may be over: ask for it anew, with the same token. Once:
                 // a lease shorter than a round trip is nobody's for long.
                 Ok(Reply::Acquired) if asked.elapsed() >= lease && !renewed => renewed = true,

@@ -20,14 +20,18 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::Thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::fork::OpenFd;
 use crate::patrol::{Patrol, SLICE};
 use crate::session::{Advance, Counts, Session};
 use crate::settings::Settings;
 use crate::step::{Ask, Reply, Step};
-use crate::transport::OpenFd;
+
+/// How long after the deadline, which is the server's limit for applying a step, its answer may be on
+/// its way back. A step that was never sent is not waited for.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// See the module's description.
 pub struct Combiner {
@@ -56,6 +60,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// When the waiter of a step goes.
+fn last_moment(step: &Step) -> Instant {
+    if step.was_sent() { step.deadline + GRACE } else { step.deadline }
+}
+
 impl Combiner {
     /// A combiner that has not connected yet.
     pub fn new(settings: &Arc<Settings>, open: &Arc<OpenFd>, counts: &Arc<Counts>) -> Self {
@@ -81,7 +90,7 @@ impl Combiner {
         let step = Arc::new(Step::waited_for(ask, deadline, place));
         self.put(Arc::clone(&step));
         loop {
-            let slice = deadline.min(patrol.next());
+            let slice = last_moment(&step).min(patrol.next());
             if !self.lead(Some(&step), slice) && step.reply().is_none() {
                 std::thread::park_timeout(slice.saturating_duration_since(Instant::now()));
             }
@@ -91,7 +100,7 @@ impl Combiner {
                 Some(reply) => return Ok(reply.clone()),
             }
             let now = Instant::now();
-            if now >= deadline {
+            if now >= last_moment(&step) {
                 return Err(self.too_late(&step));
             }
             patrol.pass(now).inspect_err(|error| {

@@ -26,8 +26,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use crate::batch::is_passing;
 use crate::clock::ServerClock;
 use crate::error::Error;
+use crate::fork::OpenFd;
 use crate::settings::{Address, Settings};
-use crate::transport::{Line, OpenFd, Wire};
+use crate::transport::{Line, Wire};
 
 /// Why a connection could not be opened.
 #[derive(Debug)]
@@ -273,8 +274,8 @@ impl Greeting {
         };
         let mut hello = redis::cmd("HELLO");
         hello.arg(3);
-        if let Some(password) = &settings.password {
-            hello.arg("AUTH").arg(settings.username.as_deref().unwrap_or("default")).arg(password);
+        if let Some((username, password)) = credentials(settings) {
+            hello.arg("AUTH").arg(username.unwrap_or("default")).arg(password);
         }
         greeting.say(&hello, Expect::Hello);
         greeting.say_the_rest(settings, listen);
@@ -285,9 +286,9 @@ impl Greeting {
     fn again_in_resp2(&mut self, settings: &Settings) {
         self.resp2 = true;
         self.expected.clear();
-        if let Some(password) = &settings.password {
+        if let Some((username, password)) = credentials(settings) {
             let mut auth = redis::cmd("AUTH");
-            if let Some(username) = &settings.username {
+            if let Some(username) = username {
                 auth.arg(username);
             }
             self.say(auth.arg(password), Expect::Auth);
@@ -372,6 +373,12 @@ impl Greeting {
         }
         Ok(false)
     }
+}
+
+/// User and password, if there is anything to say: a user may do without a password.
+fn credentials(settings: &Settings) -> Option<(Option<&str>, &str)> {
+    let (username, password) = (settings.username.as_deref(), settings.password.as_deref());
+    (username.is_some() || password.is_some()).then(|| (username, password.unwrap_or("")))
 }
 
 fn refusal(expect: Expect, code: &str, detail: &str) -> Trouble {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use redis::{PushKind, Value};
 use rustix::event::{PollFd, PollFlags};
+use socket2::{Domain, Socket, Type};
 
 use crate::connect::Opening;
 use crate::names::Name;
@@ -36,14 +37,14 @@ pub(crate) fn wake(ear: &Arc<Ear>, board: &mut Board) {
 }
 
 fn start(ear: &Arc<Ear>, board: &mut Board) -> io::Result<()> {
-    use rustix::pipe::{PipeFlags, pipe_with};
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
     let ear = Arc::clone(ear);
-    let bell = std::fs::File::from(read);
     std::thread::Builder::new()
         .name("seckill-ear".to_owned())
-        .spawn(move || listen(&ear, &bell))?;
-    board.bell = Some(write);
+        .spawn(move || listen(&ear, &ours))?;
+    board.bell = Some(theirs);
     Ok(())
 }
 
@@ -67,7 +68,7 @@ struct Link {
     heartbeat: Instant,
 }
 
-fn listen(ear: &Arc<Ear>, bell: &std::fs::File) {
+fn listen(ear: &Arc<Ear>, bell: &Socket) {
     let mut idle_since = None;
     loop {
         match attend(ear, bell, &mut idle_since) {
@@ -86,7 +87,7 @@ fn listen(ear: &Arc<Ear>, bell: &std::fs::File) {
 }
 
 /// Lets the time pass in which there is nobody to listen to. True when the thread shall end.
-fn pause(ear: &Ear, mut bell: &std::fs::File, idle_since: &mut Option<Instant>) -> bool {
+fn pause(ear: &Ear, mut bell: &Socket, idle_since: &mut Option<Instant>) -> bool {
     let end = Instant::now() + DEAF_FOR;
     while Instant::now() < end {
         if leave(ear, idle_since) {
@@ -121,7 +122,7 @@ fn leave(ear: &Ear, idle_since: &mut Option<Instant>) -> bool {
 
 /// Connects, asks, and hears. `Ok` when the thread shall end, an error when the connection broke or
 /// does not tell.
-fn attend(ear: &Ear, mut bell: &std::fs::File, idle_since: &mut Option<Instant>) -> io::Result<()> {
+fn attend(ear: &Ear, mut bell: &Socket, idle_since: &mut Option<Instant>) -> io::Result<()> {
     let mut opening = Opening::begin(&ear.settings, &ear.open, true);
     let opened = loop {
         if leave(ear, idle_since) {
@@ -153,7 +154,7 @@ fn attend(ear: &Ear, mut bell: &std::fs::File, idle_since: &mut Option<Instant>)
             PollFd::new(&bell, PollFlags::IN),
         ];
         let _ready_or_over = wait_any(&mut fds, until)?;
-        // Empties the pipe; that it was empty is no error.
+        // Empties it; that it was empty is no error.
         let _ = bell.read(&mut [0; 64]);
         while let Some(value) = link.wire.receive(Instant::now())? {
             link.hear(ear, value)?;

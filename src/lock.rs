@@ -25,8 +25,9 @@ use std::time::Instant;
 use crate::error::Result;
 use crate::fork;
 use crate::names::Name;
-use crate::patrol::Patrol;
+use crate::patrol::{Patrol, SLICE};
 use crate::step::Token;
+use crate::watch::ATTEMPT;
 
 /// Who holds a lock within the process: a thread, later also a task.
 pub type Owner = u64;
@@ -124,8 +125,17 @@ pub struct Turnstile(Mutex<Queues>);
 
 #[derive(Debug, Default)]
 struct Queues {
-    by_name: HashMap<Name, VecDeque<(u64, Thread)>>,
+    by_name: HashMap<Name, Queue>,
     next: u64,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<(u64, Thread)>,
+    /// Since when the first in the queue asks the server and has no answer.
+    asking: Option<Instant>,
+    /// The server's last word was that somebody else holds the lock.
+    held: bool,
 }
 
 /// A place in the queue for a name; leaving it lets the next one step up.
@@ -136,28 +146,39 @@ pub struct Place<'a> {
     generation: u64,
 }
 
+/// How a wait in the queue ended.
+pub enum Entered<'a> {
+    /// It is the caller's turn to ask the server.
+    Turn(Place<'a>),
+    /// The time is over, and all the while the lock was held.
+    Held,
+}
+
 impl Turnstile {
     fn queues(&self) -> MutexGuard<'_, Queues> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues for a name, and waits to be first. `None` when `end` is over before.
-    pub fn enter(
-        &self,
-        lock: &Name,
-        end: Instant,
-        patrol: &mut Patrol<'_>,
-    ) -> Result<Option<Place<'_>>> {
+    /// Queues for a name, and waits to be first, until `end`.
+    ///
+    /// When the time is over and the one in front has had no word from the server, nobody can say
+    /// that the lock was held: then it is the caller's turn all the same, to find out.
+    pub fn enter(&self, lock: &Name, end: Instant, patrol: &mut Patrol<'_>) -> Result<Entered<'_>> {
         let place = self.join(lock);
-        while !place.is_first() {
+        loop {
             let now = Instant::now();
-            if now >= end {
-                return Ok(None);
+            let left = end.saturating_duration_since(now);
+            if left <= ATTEMPT && place.lock_is_held() {
+                std::thread::sleep(left);
+                return Ok(Entered::Held);
+            }
+            if left.is_zero() || place.is_first() {
+                return Ok(Entered::Turn(place));
             }
             patrol.pass(now)?;
-            std::thread::park_timeout(end.min(patrol.next()).saturating_duration_since(now));
+            let until = (now + left.saturating_sub(ATTEMPT).max(ATTEMPT)).min(patrol.next());
+            std::thread::park_timeout(until.saturating_duration_since(now));
         }
-        Ok(Some(place))
     }
 
     fn join(&self, lock: &Name) -> Place<'_> {
@@ -165,16 +186,34 @@ impl Turnstile {
         let number = queues.next;
         queues.next += 1;
         let queue = queues.by_name.entry(Name::clone(lock)).or_default();
-        queue.push_back((number, std::thread::current()));
+        queue.waiting.push_back((number, std::thread::current()));
         Place { turnstile: self, lock: Name::clone(lock), number, generation: fork::generation() }
     }
 }
 
 impl Place<'_> {
+    fn look<T>(&self, look: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        self.turnstile.queues().by_name.get_mut(&self.lock).map(look)
+    }
+
     fn is_first(&self) -> bool {
-        let queues = self.turnstile.queues();
-        let first = queues.by_name.get(&self.lock).and_then(VecDeque::front);
-        first.is_some_and(|(number, _)| *number == self.number)
+        let first = |queue: &mut Queue| queue.waiting.front().map(|(number, _)| *number);
+        self.look(first).flatten() == Some(self.number)
+    }
+
+    fn lock_is_held(&self) -> bool {
+        let overdue = |since: Instant| since.elapsed() >= SLICE;
+        self.look(|queue| queue.held && !queue.asking.is_some_and(overdue)).unwrap_or(false)
+    }
+
+    /// The caller asks the server.
+    pub fn asks(&self) {
+        self.look(|queue| queue.asking = Some(Instant::now()));
+    }
+
+    /// The server has answered, and whether somebody else holds the lock.
+    pub fn hears(&self, held: bool) {
+        self.look(|queue| (queue.asking, queue.held) = (None, held));
     }
 }
 
@@ -186,8 +225,8 @@ impl Drop for Place<'_> {
         }
         let mut queues = self.turnstile.queues();
         let Some(queue) = queues.by_name.get_mut(&self.lock) else { return };
-        queue.retain(|(number, _)| *number != self.number);
-        match queue.front() {
+        queue.waiting.retain(|(number, _)| *number != self.number);
+        match queue.waiting.front() {
             Some((_, next)) => next.unpark(),
             None => {
                 queues.by_name.remove(&self.lock);

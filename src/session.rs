@@ -28,10 +28,11 @@ use crate::batch::{Batch, Heard};
 use crate::clock::ServerClock;
 use crate::connect::{Opening, Trouble};
 use crate::error::Error;
+use crate::fork::OpenFd;
 use crate::random;
 use crate::settings::Settings;
 use crate::step::Step;
-use crate::transport::{OpenFd, Wire};
+use crate::transport::Wire;
 
 /// What a session has done so far; read by `statistics()`.
 #[derive(Debug, Default)]
@@ -246,7 +247,8 @@ impl Session {
     /// refused as stale by whoever came later, or as late.
     fn give_up(&mut self) -> Advance {
         self.batch = None;
-        if matches!(&self.link, Link::Up(Up { flight: Some(_), .. })) {
+        // Nor does a connection that is being opened go on by itself: its time would run out.
+        if matches!(&self.link, Link::Opening(_) | Link::Up(Up { flight: Some(_), .. })) {
             self.link = Link::Down { until: Instant::now() };
         }
         Advance::Done(std::mem::take(&mut self.late))

@@ -138,6 +138,9 @@ impl Step {
             Error::Unreachable(why) | Error::Authentication(why) if self.was_sent() => {
                 Error::OutcomeUnknown(why.clone())
             }
+            Error::Refused { code, detail } if self.was_sent() => Error::OutcomeUnknown(format!(
+                "no answer came, and on connecting again: {code} {detail}"
+            )),
             error => error.clone(),
         }));
     }

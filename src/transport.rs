@@ -12,52 +12,22 @@
 //! that fast: [`Pace`]. The yield matters: without it ten processes on two cores lose a quarter of
 //! their throughput; without the pace a far server costs a core.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::{Parser, Value};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 
+use crate::fork::OpenFd;
+
 /// How long a wait for a reply spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 
 /// No answer to any of our questions is longer; what is, is not a Redis server's.
 const LONGEST_REPLY: usize = 16 << 20;
-
-/// The number of an open descriptor, where a forked child finds it without taking a lock.
-///
-/// | value | meaning | who changes it |
-/// |---|---|---|
-/// | -1 | nothing to close | the owner, *before* it closes; a child, after it closed |
-/// | fd | open, and the connection's own | the owner, right after it opened |
-///
-/// A fork between opening and storing, or between storing -1 and closing, leaks a descriptor into
-/// the child, which is harmless. Closing a number that somebody else got since would not be.
-#[derive(Debug)]
-pub struct OpenFd(AtomicI32);
-
-impl Default for OpenFd {
-    fn default() -> Self {
-        Self(AtomicI32::new(-1))
-    }
-}
-
-impl OpenFd {
-    /// In a forked child: closes the parent's descriptor, and does nothing else to the connection.
-    pub fn close_inherited(&self) {
-        // Relaxed: a child inherits memory as it was when its only thread forked.
-        let fd = self.0.swap(-1, Ordering::Relaxed);
-        if fd >= 0 {
-            // SAFETY: the number was stored by the connection that owns it and that this process, a
-            // forked child, has leaked: nobody here reads, writes or closes it any more.
-            unsafe { libc::close(fd) };
-        }
-    }
-}
 
 /// A socket whose descriptor is on record for a fork.
 #[derive(Debug)]
@@ -69,7 +39,7 @@ pub struct Line {
 impl Line {
     /// Takes charge of a socket, and makes it non-blocking.
     pub fn new(socket: Socket, open: &Arc<OpenFd>) -> io::Result<Self> {
-        open.0.store(socket.as_raw_fd(), Ordering::Relaxed);
+        open.opened(&socket);
         let line = Self { socket, open: Arc::clone(open) };
         line.socket.set_nonblocking(true)?;
         Ok(line)
@@ -88,13 +58,7 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.open.0.store(-1, Ordering::Relaxed);
-    }
-}
-
-impl AsRawFd for Line {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.open.closing();
     }
 }
 
@@ -147,7 +111,9 @@ impl Wire {
     /// Writes what is to be written. False when `until` is over first.
     pub fn flush(&mut self, until: Instant) -> io::Result<bool> {
         while self.written < self.out.len() {
-            match (&self.line.socket).write(&self.out[self.written..]) {
+            // Without MSG_NOSIGNAL a broken connection ends a script that has SIGPIPE at its default.
+            let rest = &self.out[self.written..];
+            match self.line.socket.send_with_flags(rest, libc::MSG_NOSIGNAL) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -272,6 +238,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn a_pace_stops_to_spin_for_a_far_server_and_finds_a_near_one_again() {

@@ -29,18 +29,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use rustix::fd::OwnedFd;
+use socket2::Socket;
 
 use crate::error::Result;
 use crate::fork;
+use crate::fork::OpenFd;
 use crate::names::Name;
 use crate::patrol::Patrol;
 use crate::random;
 use crate::settings::Settings;
-use crate::transport::OpenFd;
 
 /// The longest pause between two attempts where nobody tells.
 const LONGEST_PAUSE_MS: u32 = 64;
+
+/// What an attempt may take. One that begins later than so long before the end would be cut off in
+/// the middle, and leave an outcome that nobody knows where "still held" is all there is to say.
+pub(crate) const ATTEMPT: Duration = Duration::from_millis(5);
 
 /// Who waits for what, shared between the sleepers and the ear.
 pub struct Ear {
@@ -52,8 +56,8 @@ pub struct Ear {
 #[derive(Default)]
 pub(crate) struct Board {
     pub(crate) watches: HashMap<Name, Watch>,
-    /// The write end of the pipe that wakes the ear's thread; none without a thread.
-    pub(crate) bell: Option<OwnedFd>,
+    /// Wakes the ear's thread; none without a thread.
+    pub(crate) bell: Option<Socket>,
     pub(crate) closing: bool,
     next_sleeper: u64,
 }
@@ -134,8 +138,8 @@ impl Board {
     /// Wakes the ear's thread.
     pub(crate) fn ring(&self) {
         if let Some(bell) = &self.bell {
-            // A full pipe rings already.
-            let _ = rustix::io::write(bell, &[0]);
+            // A full one rings already. No SIGPIPE if the thread has just gone.
+            let _ = bell.send_with_flags(&[0], libc::MSG_NOSIGNAL);
         }
     }
 }
@@ -171,11 +175,14 @@ impl Waiter {
         let pause = Instant::now() + self.pause();
         let again = loop {
             let now = Instant::now();
-            if now >= end {
+            let left = end.saturating_duration_since(now);
+            if left <= ATTEMPT {
+                std::thread::sleep(left);
                 break false;
             }
             patrol.pass(now)?;
-            match self.doze(known, held_until, pause, end.min(patrol.next())) {
+            let until = (now + left.saturating_sub(ATTEMPT)).min(patrol.next());
+            match self.doze(known, held_until, pause, until) {
                 Dozed::Try => break true,
                 Dozed::On => {}
             }
