@@ -14,6 +14,7 @@ use crate::lock::{Entered, Holdings, Place, Turnstile};
 use crate::names::Name;
 use crate::patrol::Patrol;
 use crate::random;
+use crate::script;
 use crate::session::Counts;
 use crate::settings::Settings;
 use crate::step::{Ask, Reply};
@@ -39,6 +40,7 @@ impl Client {
     /// A client that has not connected yet: no I/O, no thread.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
+        script::prepare();
         let settings = Arc::new(settings);
         let counts = Arc::default();
         let open: [Arc<OpenFd>; 2] = Default::default();

@@ -30,6 +30,9 @@ use crate::fork::OpenFd;
 use crate::settings::{Address, Settings};
 use crate::transport::{Line, Wire};
 
+/// How often a unix socket with a full backlog is tried again.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
+
 /// Why a connection could not be opened.
 #[derive(Debug)]
 pub enum Trouble {
@@ -238,6 +241,15 @@ fn connected(
         };
         match dial(&address, settings, open) {
             Ok(line) => *current = Some(line),
+            // A unix socket whose backlog is full: there is nothing to wait for but time.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                addresses.push_front(address);
+                let pause = until.saturating_duration_since(Instant::now()).min(BACKLOG_PAUSE);
+                if pause.is_zero() {
+                    return Ok(None);
+                }
+                std::thread::sleep(pause);
+            }
             Err(error) => *tried = Some(error),
         }
     }

@@ -32,7 +32,7 @@ pub fn record_key(session: &str, name: &[u8]) -> Vec<u8> {
 /// What stands between braces so that a side key falls into the slot of `name`.
 ///
 /// Usually that is the name's own hash tag, or the name. A name with a `}` but no tag of its own
-/// cannot stand between braces: the smallest number that falls into its slot does instead.
+/// cannot stand between braces: two bytes that hash to its slot do instead.
 fn hash_tag(name: &[u8]) -> Cow<'_, [u8]> {
     if let Some(tag) = own_tag(name) {
         return Cow::Borrowed(tag);
@@ -40,10 +40,20 @@ fn hash_tag(name: &[u8]) -> Cow<'_, [u8]> {
     if !name.is_empty() && !name.contains(&b'}') {
         return Cow::Borrowed(name);
     }
-    let wanted = slot(name);
-    // Six digits reach every slot; a test says so.
-    let tag = (0..=999_999u32).map(|n| n.to_string()).find(|tag| slot(tag.as_bytes()) == wanted);
-    Cow::Owned(tag.unwrap_or_default().into_bytes())
+    let slot = slot(name);
+    // Each of four checksums means this slot; a test says that one at least needs no `}`.
+    let tags = (0..4).map(|turn| two_bytes_with(slot + turn * SLOTS));
+    Cow::Owned(tags.into_iter().find(|tag| !tag.contains(&b'}')).unwrap_or_default().to_vec())
+}
+
+/// The only two bytes with this checksum: CRC16/XMODEM is a shift register, here run backwards.
+fn two_bytes_with(checksum: u16) -> [u8; 2] {
+    const POLYNOMIAL: u16 = 0x1021;
+    let back = |register: u16| match register & 1 {
+        0 => register >> 1,
+        _ => (register ^ POLYNOMIAL) >> 1 | 0x8000,
+    };
+    (0..16).fold(checksum, |register, _| back(register)).to_be_bytes()
 }
 
 /// The hash tag that a cluster sees in `name`: what is between the first `{` and the next `}`,
@@ -83,12 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_six_digits_reaches_every_slot() {
-        let mut reached = vec![false; usize::from(SLOTS)];
-        for n in 0u32..=999_999 {
-            reached[usize::from(slot(n.to_string().as_bytes()))] = true;
+    fn two_bytes_reach_every_slot_without_a_closing_brace() {
+        for wanted in 0..SLOTS {
+            let tags = (0..4).map(|turn| two_bytes_with(wanted + turn * SLOTS));
+            let tag = tags.into_iter().find(|tag| !tag.contains(&b'}')).expect("one of four");
+            let checksum = crc16::State::<crc16::XMODEM>::calculate(&tag);
+            assert_eq!(checksum % SLOTS, wanted);
         }
-        assert!(reached.iter().all(|&yes| yes));
     }
 
     proptest! {

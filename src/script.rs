@@ -28,6 +28,12 @@ macro_rules! with_session {
     };
 }
 
+/// Hashes the scripts, before anything is sent: a fork by another thread in the middle of a first use
+/// would leave the child waiting for a thread that it does not have.
+pub fn prepare() {
+    Script::Stock.source();
+}
+
 impl Script {
     /// Text and hash of the script.
     pub fn source(self) -> &'static Source {
