@@ -238,9 +238,13 @@ impl Batch {
     }
 
     /// Packs the calls that have no answer yet, and says which they are.
+    ///
+    /// The deadline is that of the earliest caller, but no later than the answer is waited for: what
+    /// is asked again carries a new one, and a caller who is interrupted leaves little behind.
     pub fn pack(
         &mut self,
         now: Instant,
+        patience: Duration,
         session: &str,
         clock: &ServerClock,
         out: &mut Vec<u8>,
@@ -250,7 +254,7 @@ impl Batch {
         let open = self.calls.iter().filter(|call| !call.answered);
         let earliest =
             open.flat_map(|call| &call.steps).map(|step| step.deadline).min().unwrap_or(now);
-        let deadline = clock.at(earliest.min(first + APPLY_WINDOW)).to_string();
+        let deadline = clock.at(earliest.min(now + patience).min(first + APPLY_WINDOW)).to_string();
         let number = self.number.to_string();
         let mut sent = Vec::with_capacity(self.calls.len());
         for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| !call.answered) {

@@ -17,7 +17,7 @@ use crate::random;
 use crate::script;
 use crate::session::Counts;
 use crate::settings::Settings;
-use crate::step::{Ask, Reply};
+use crate::step::{Ask, Reply, Token};
 use crate::watch::Ear;
 
 /// How long an interrupted acquire waits for its undoing, before it leaves that to a thread.
@@ -76,7 +76,7 @@ impl Client {
             None
         } else {
             match self.turnstile.enter(lock, patience, patrol)? {
-                Entered::Turn(place) => Some(place),
+                Entered::Turn(place) => place,
                 Entered::Held => return Ok(false),
             }
         };
@@ -107,7 +107,7 @@ impl Client {
                 }
                 Ok(reply) => return Err(unexpected(&reply)),
                 Err(error) => {
-                    self.undo_acquire(lock, token, deadline + lease, &error);
+                    self.undo_acquire(lock, token, lease, &error);
                     return Err(error);
                 }
             }
@@ -115,10 +115,13 @@ impl Client {
     }
 
     /// An acquire that may yet succeed must leave no lock behind that nobody holds.
-    fn undo_acquire(&self, lock: &Name, token: [u8; 32], until: Instant, error: &Error) {
+    fn undo_acquire(&self, lock: &Name, token: Token, lease: Duration, error: &Error) {
         if !matches!(error, Error::Interrupted | Error::OutcomeUnknown(_)) {
             return;
         }
+        // No longer than a call without a time-out of its own; then it is for the lease to end it.
+        let until =
+            Instant::now() + lease.min(self.settings.timeout) + self.settings.socket_timeout;
         let undoing =
             self.combiner.run_orphan(Ask::Release { lock: Arc::clone(lock), token }, until);
         let patience = if *error == Error::Interrupted { UNDO } else { Duration::ZERO };

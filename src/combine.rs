@@ -7,7 +7,7 @@
 //! | any | locked | somebody leads: sends, reads, hands out replies |
 //! | steps, or a batch at hand | free | somebody has been woken to lead, or looks within a slice |
 //!
-//! Invariant: whoever frees the session while there is work wakes one who waits ([`Combiner::pass_on`]);
+//! Invariant: whoever frees the session while there is work wakes one who waits ([`Combiner::free`]);
 //! and who was woken leads, or finds the session locked by another who will pass it on, or leaves and
 //! passes it on ([`Combiner::leave`]). So a step never waits for nobody.
 //!
@@ -136,6 +136,7 @@ impl Combiner {
     pub fn disconnect(&self) {
         if let Some(mut session) = self.try_session() {
             session.disconnect();
+            self.free(session, None);
         }
     }
 
@@ -171,10 +172,15 @@ impl Combiner {
                 }
             }
         }
+        self.free(session, own);
+        true
+    }
+
+    /// The only way to let go of the session: whoever does wakes somebody to lead, if there is work.
+    fn free(&self, session: MutexGuard<'_, Session>, own: Option<&Arc<Step>>) {
         let heir = session.somebody();
         drop(session);
         self.pass_on(heir, own);
-        true
     }
 
     fn gather(&self, session: &mut Session) -> bool {
@@ -185,7 +191,7 @@ impl Combiner {
         session.gather(&mut queue.steps)
     }
 
-    /// Wakes somebody to lead, if there is work: one of the batch at hand, or the first in the queue.
+    /// Wakes one of the batch at hand, or the first in the queue.
     fn pass_on(&self, heir: Option<Arc<Step>>, own: Option<&Arc<Step>>) {
         let heir = heir.or_else(|| {
             let queue = lock(&self.queue);
@@ -207,9 +213,7 @@ impl Combiner {
         step.leave();
         lock(&self.queue).steps.retain(|queued| !Arc::ptr_eq(queued, step));
         if let Some(session) = self.try_session() {
-            let heir = session.somebody();
-            drop(session);
-            self.pass_on(heir, None);
+            self.free(session, None);
         }
     }
 

@@ -148,8 +148,8 @@ pub struct Place<'a> {
 
 /// How a wait in the queue ended.
 pub enum Entered<'a> {
-    /// It is the caller's turn to ask the server.
-    Turn(Place<'a>),
+    /// It is the caller's turn to ask the server; its place, unless it asks past the queue.
+    Turn(Option<Place<'a>>),
     /// The time is over, and all the while the lock was held.
     Held,
 }
@@ -164,7 +164,8 @@ impl Turnstile {
     /// When the time is over and the one in front has had no word from the server, nobody can say
     /// that the lock was held: then it is the caller's turn all the same, to find out.
     pub fn enter(&self, lock: &Name, end: Instant, patrol: &mut Patrol<'_>) -> Result<Entered<'_>> {
-        let place = self.join(lock);
+        // A signal handler in the middle of its own thread's wait would wait for itself.
+        let Some(place) = self.join(lock) else { return Ok(Entered::Turn(None)) };
         loop {
             let now = Instant::now();
             let left = end.saturating_duration_since(now);
@@ -173,7 +174,7 @@ impl Turnstile {
                 return Ok(Entered::Held);
             }
             if left.is_zero() || place.is_first() {
-                return Ok(Entered::Turn(place));
+                return Ok(Entered::Turn(Some(place)));
             }
             patrol.pass(now)?;
             let until = (now + left.saturating_sub(ATTEMPT).max(ATTEMPT)).min(patrol.next());
@@ -181,13 +182,19 @@ impl Turnstile {
         }
     }
 
-    fn join(&self, lock: &Name) -> Place<'_> {
+    /// Takes the last place, unless the thread is in the queue already.
+    fn join(&self, lock: &Name) -> Option<Place<'_>> {
+        let me = std::thread::current();
         let mut queues = self.queues();
         let number = queues.next;
         queues.next += 1;
         let queue = queues.by_name.entry(Name::clone(lock)).or_default();
-        queue.waiting.push_back((number, std::thread::current()));
-        Place { turnstile: self, lock: Name::clone(lock), number, generation: fork::generation() }
+        if queue.waiting.iter().any(|(_, thread)| thread.id() == me.id()) {
+            return None;
+        }
+        queue.waiting.push_back((number, me));
+        let generation = fork::generation();
+        Some(Place { turnstile: self, lock: Name::clone(lock), number, generation })
     }
 }
 
@@ -273,13 +280,26 @@ mod tests {
     #[test]
     fn a_queue_serves_in_order_of_arrival_and_forgets_who_left() {
         let (turnstile, lock) = (Turnstile::default(), name("lock"));
-        let (first, second, third) =
-            (turnstile.join(&lock), turnstile.join(&lock), turnstile.join(&lock));
+        // A place belongs to the thread that joined; each has to be another one's.
+        let join = || {
+            std::thread::scope(|scope| scope.spawn(|| turnstile.join(&lock)).join())
+                .expect("no panic")
+                .expect("another thread")
+        };
+        let (first, second, third) = (join(), join(), join());
         assert!(first.is_first() && !second.is_first() && !third.is_first());
         drop(second);
         drop(first);
         assert!(third.is_first());
         drop(third);
         assert!(turnstile.queues().by_name.is_empty());
+    }
+
+    #[test]
+    fn a_thread_does_not_queue_behind_itself() {
+        let (turnstile, lock) = (Turnstile::default(), name("lock"));
+        let _mine = turnstile.join(&lock);
+        assert!(turnstile.join(&lock).is_none());
+        assert!(turnstile.join(&name("another")).is_some());
     }
 }

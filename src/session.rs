@@ -331,7 +331,7 @@ fn send(
     socket_timeout: Duration,
 ) -> Flight {
     let sent = Instant::now();
-    let expected = batch.pack(sent, session, clock, wire.out());
+    let expected = batch.pack(sent, socket_timeout, session, clock, wire.out());
     counts.batches.fetch_add(1, Ordering::Relaxed);
     counts.calls.fetch_add(expected.len() as u64, Ordering::Relaxed);
     Flight {

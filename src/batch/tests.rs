@@ -136,7 +136,7 @@ fn the_deadline_of_a_batch_is_also_that_of_a_caller_who_has_left() {
     let mut batch = gather(&mut vec![Arc::clone(&hasty), patient]);
     hasty.leave();
     let (clock, mut out) = (ServerClock::new(0, now), Vec::new());
-    batch.pack(now, "session", &clock, &mut out);
+    batch.pack(now, Duration::from_mins(1), "session", &clock, &mut out);
     let sent = String::from_utf8(out).expect("all ASCII");
     assert!(sent.contains("\r\n1000000\r\n"), "{sent}");
 }
