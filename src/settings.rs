@@ -210,13 +210,15 @@ fn number(text: &str, what: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("url: {what} must be a number, not {text:?}"))
 }
 
-/// Seconds that a time-out can be: more than nothing, and an end in sight.
+/// Seconds that a time-out can be: enough for anything to happen in, and an end in sight.
 pub fn duration(seconds: f64, what: &str) -> Result<Duration, String> {
-    const LONGEST: f64 = 86_400.0 * 366.0;
-    if seconds > 0.0 && seconds <= LONGEST {
-        return Ok(Duration::from_secs_f64(seconds));
+    if seconds.is_nan() || seconds <= 0.0 {
+        return Err(format!("{what} must be more than 0 s, not {seconds}"));
     }
-    Err(format!("{what} must be more than 0 seconds and no longer than a year, not {seconds}"))
+    if !(0.001..=86_400.0 * 366.0).contains(&seconds) {
+        return Err(format!("{what} must be between 0.001 s and a year, not {seconds}"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 fn seconds(text: &str, what: &str) -> Result<Duration, String> {
@@ -262,6 +264,8 @@ mod tests {
             ("redis://h?db=-1", "db must be a number"),
             ("redis://h?socket_timeout=0", "socket_timeout must be more than 0"),
             ("redis://h?sockettimeout=1", "unknown parameter \"sockettimeout\""),
+            ("redis://h?timeout=1e-9", "timeout must be between 0.001 s and a year"),
+            ("redis://h?timeout=nan", "timeout must be more than 0 s"),
             ("redis://h:0", "port"),
             ("rediss://h", "TLS"),
             ("redis+cluster://h", "Cluster"),

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::args::{self, Given};
-use super::errors;
+use super::{errors, gate};
 use crate::client::Client;
 use crate::client::Owner;
 use crate::error::Result;
@@ -91,7 +91,10 @@ impl CoreClient {
                 }
                 Some(Ok(())) | None => true,
             };
-            call(&client, &mut Patrol::new(&mut look))
+            gate::leave();
+            let result = call(&client, &mut Patrol::new(&mut look));
+            gate::enter();
+            result
         });
         match (result, raised) {
             (Ok(value), None) => Ok(value),

@@ -10,6 +10,7 @@ mod args;
 mod client;
 mod errors;
 mod functions;
+mod gate;
 
 use pyo3::prelude::*;
 
@@ -30,6 +31,7 @@ mod core {
         for name in ["acquire_lock", "release_lock", "incr_inventory", "update_inventory"] {
             module.getattr(name)?.setattr("__module__", "seckill")?;
         }
+        super::gate::set_up();
         Ok(crate::fork::watch()?)
     }
 }
