@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use redis::{ServerError, Value};
 
 use crate::clock::ServerClock;
-use crate::error::Error;
+use crate::error::{Error, is_passing};
 use crate::names::{Name, record_key};
 use crate::script::Script;
 use crate::step::{Ask, Reply, Step};
@@ -62,7 +62,8 @@ pub enum Heard {
     Again,
     /// The call was not run; the server will be ready later (LOADING, ...).
     NotNow(String),
-    /// The call was answered by a server that does not take writes: look for another.
+    /// The call is answered, and the connection of no more use: to a server that does not take writes,
+    /// or one that talks nonsense.
     WrongServer,
 }
 
@@ -417,13 +418,8 @@ impl Call {
     fn senseless(&mut self) -> Heard {
         let words = "the server's answer makes no sense; is it a Redis or Valkey server?";
         self.finish(&Reply::Failed(Error::OutcomeUnknown(words.to_owned())));
-        Heard::Answer
+        Heard::WrongServer
     }
-}
-
-/// Whether an error is said instead of running a script, by a server that will be ready later.
-pub fn is_passing(code: &str) -> bool {
-    matches!(code, "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN")
 }
 
 /// The error that a script met. Redis before 7 wraps it:

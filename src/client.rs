@@ -1,7 +1,7 @@
 //! A client: one per process and configuration.
 //!
 //! Here is what the four functions do; what they are made of is `combine` (the way to the server),
-//! `watch` (waiting for a lock) and `lock` (whose lock it is).
+//! `watch` (waiting for a lock), `holdings` (whose lock it is), `turnstile` (who is next).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::combine::Combiner;
 use crate::error::{Error, Result};
-use crate::fork::OpenFd;
-use crate::lock::{Entered, Holdings, Place, Turnstile};
+use crate::holdings::Holdings;
+pub use crate::holdings::Owner;
+use crate::inherited::OpenFd;
 use crate::names::Name;
 use crate::patrol::Patrol;
 use crate::random;
@@ -18,12 +19,11 @@ use crate::script;
 use crate::session::Counts;
 use crate::settings::Settings;
 use crate::step::{Ask, Reply, Token};
+use crate::turnstile::{Entered, Place, Turnstile};
 use crate::watch::Ear;
 
 /// How long an interrupted acquire waits for its undoing, before it leaves that to a thread.
 const UNDO: Duration = Duration::from_millis(50);
-
-pub use crate::lock::Owner;
 
 /// See the module's description.
 pub struct Client {
@@ -33,7 +33,7 @@ pub struct Client {
     holdings: Holdings,
     turnstile: Turnstile,
     counts: Arc<Counts>,
-    open: [Arc<OpenFd>; 2],
+    open: Arc<OpenFd>,
 }
 
 impl Client {
@@ -43,10 +43,10 @@ impl Client {
         script::prepare();
         let settings = Arc::new(settings);
         let counts = Arc::default();
-        let open: [Arc<OpenFd>; 2] = Default::default();
+        let open = Arc::default();
         Self {
-            combiner: Arc::new(Combiner::new(&settings, &open[0], &counts)),
-            ear: Ear::new(&settings, &open[1]),
+            combiner: Arc::new(Combiner::new(&settings, &open, &counts)),
+            ear: Ear::new(&settings),
             holdings: Holdings::default(),
             turnstile: Turnstile::default(),
             settings,
@@ -205,7 +205,8 @@ impl Client {
 
     /// In a forked child, before this client is leaked: closes the parent's descriptors, no more.
     pub fn close_inherited(&self) {
-        self.open.iter().for_each(|open| open.close_inherited());
+        self.open.close_inherited();
+        self.ear.close_inherited();
     }
 
     /// When a call stops to wait for a lock, and when it ends at the latest: one attempt it gets.

@@ -23,7 +23,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::fork::OpenFd;
+use crate::inherited::OpenFd;
 use crate::patrol::{Patrol, SLICE};
 use crate::session::{Advance, Counts, Session};
 use crate::settings::Settings;

@@ -6,7 +6,7 @@
 //! | stage | what it waits for | then |
 //! |---|---|---|
 //! | `Resolving` | a helper thread's `getaddrinfo`, which nothing can interrupt | `Connecting` |
-//! | `Connecting` | the socket to become writable; the next address if it fails | `Greeting` |
+//! | `Connecting` | a socket to connect, to one address after the other | `Greeting` |
 //! | `Greeting` | the replies to the handshake | a [`Wire`], ready, and the server's clock |
 //!
 //! The handshake is `HELLO 3` with the credentials; a server that does not know it is greeted again
@@ -14,24 +14,20 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use redis::Value;
-use rustix::event::PollFlags;
-use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::SockAddr;
 
-use crate::batch::is_passing;
 use crate::clock::ServerClock;
-use crate::error::Error;
-use crate::fork::OpenFd;
+use crate::dial::{Dialing, resolve};
+use crate::error::{Error, is_passing};
+use crate::inherited::OpenFd;
 use crate::settings::{Address, Settings};
 use crate::transport::{Line, Wire};
-
-/// How often a unix socket with a full backlog is tried again.
-const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a connection could not be opened.
 #[derive(Debug)]
@@ -64,8 +60,10 @@ pub struct Opening {
 }
 
 enum Stage {
+    /// The settings cannot be connected to, and why.
+    Impossible(String),
     Resolving(Receiver<io::Result<Vec<SocketAddr>>>),
-    Connecting { line: Option<Line>, addresses: VecDeque<SockAddr>, tried: Option<io::Error> },
+    Connecting(Dialing),
     Greeting(Greeting),
 }
 
@@ -90,19 +88,18 @@ enum Expect {
 impl Opening {
     /// Begins to open a connection; with `listen` it shall be told of changes (CLIENT TRACKING).
     pub fn begin(settings: &Arc<Settings>, open: &Arc<OpenFd>, listen: bool) -> Self {
+        let end = Instant::now() + limit(settings);
+        let dialing = |address: SockAddr| Stage::Connecting(Dialing::new([address], end));
         let stage = match &settings.address {
             Address::Unix(path) => match SockAddr::unix(path) {
-                Ok(address) => Stage::connecting([address]),
-                Err(error) => {
-                    Stage::Connecting { line: None, addresses: VecDeque::new(), tried: Some(error) }
-                }
+                Ok(address) => dialing(address),
+                Err(error) => Stage::Impossible(error.to_string()),
             },
             Address::Tcp(host, port) => match host.parse::<IpAddr>() {
-                Ok(ip) => Stage::connecting([SocketAddr::new(ip, *port).into()]),
+                Ok(ip) => dialing(SocketAddr::new(ip, *port).into()),
                 Err(_) => Stage::Resolving(resolve(host.clone(), *port)),
             },
         };
-        let end = Instant::now() + limit(settings);
         Self { settings: Arc::clone(settings), open: Arc::clone(open), listen, end, stage }
     }
 
@@ -111,16 +108,14 @@ impl Opening {
         let slice = until.min(self.end);
         loop {
             let moved = match &mut self.stage {
-                Stage::Resolving(answer) => Self::resolved(answer, slice),
-                Stage::Connecting { line, addresses, tried } => {
-                    connected(line, addresses, tried, &self.settings, &self.open, slice).map(
-                        |line| {
-                            line.map(|line| {
-                                Stage::Greeting(Greeting::new(line, &self.settings, self.listen))
-                            })
-                        },
-                    )
-                }
+                Stage::Impossible(why) => Err(Trouble::Unreachable(std::mem::take(why))),
+                Stage::Resolving(answer) => resolved(answer, slice, self.end),
+                Stage::Connecting(dialing) => match dialing.advance(&self.open, slice) {
+                    Ok(line) => Ok(line.map(|line| {
+                        Stage::Greeting(Greeting::new(line, &self.settings, self.listen))
+                    })),
+                    Err(error) => Err(Trouble::Unreachable(error.to_string())),
+                },
                 Stage::Greeting(greeting) => {
                     match greeting.advance(&self.settings, self.listen, slice) {
                         Ok(true) => return Ok(Some(self.opened()?)),
@@ -138,25 +133,8 @@ impl Opening {
         }
     }
 
-    fn resolved(
-        answer: &Receiver<io::Result<Vec<SocketAddr>>>,
-        until: Instant,
-    ) -> Result<Option<Stage>, Trouble> {
-        match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(Ok(addresses)) => {
-                Ok(Some(Stage::connecting(addresses.into_iter().map(SockAddr::from))))
-            }
-            Ok(Err(error)) => Err(Trouble::Unreachable(error.to_string())),
-            Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(Trouble::Unreachable("no thread to look the name up".to_owned()))
-            }
-        }
-    }
-
     fn opened(&mut self) -> Result<Opened, Trouble> {
-        let empty = Stage::Connecting { line: None, addresses: VecDeque::new(), tried: None };
-        match std::mem::replace(&mut self.stage, empty) {
+        match std::mem::replace(&mut self.stage, Stage::Impossible("opened before".to_owned())) {
             Stage::Greeting(Greeting { wire, clock: Some(clock), listening, .. }) => {
                 Ok(Opened { wire, clock, listening })
             }
@@ -167,7 +145,7 @@ impl Opening {
     fn too_slow(&self) -> Trouble {
         let doing = match self.stage {
             Stage::Resolving(_) => "looking the name up",
-            Stage::Connecting { .. } => "connecting",
+            Stage::Connecting(_) | Stage::Impossible(_) => "connecting",
             Stage::Greeting(_) => "waiting for an answer to the handshake",
         };
         let limit = limit(&self.settings);
@@ -186,93 +164,26 @@ impl Opening {
     }
 }
 
+fn resolved(
+    answer: &Receiver<io::Result<Vec<SocketAddr>>>,
+    until: Instant,
+    end: Instant,
+) -> Result<Option<Stage>, Trouble> {
+    match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        Ok(Ok(addresses)) => {
+            let addresses = addresses.into_iter().map(SockAddr::from);
+            Ok(Some(Stage::Connecting(Dialing::new(addresses, end))))
+        }
+        Ok(Err(error)) => Err(Trouble::Unreachable(error.to_string())),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(Trouble::Unreachable("no thread to look the name up".to_owned()))
+        }
+    }
+}
+
 fn limit(settings: &Settings) -> Duration {
     settings.connect_timeout.unwrap_or(settings.socket_timeout)
-}
-
-impl Stage {
-    fn connecting(addresses: impl IntoIterator<Item = SockAddr>) -> Self {
-        Self::Connecting { line: None, addresses: addresses.into_iter().collect(), tried: None }
-    }
-}
-
-/// `getaddrinfo` in a thread of its own: it has no time-out, and cannot be interrupted.
-fn resolve(host: String, port: u16) -> Receiver<io::Result<Vec<SocketAddr>>> {
-    let (answer, receiver) = channel();
-    let look_up = move || {
-        let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
-        // Nobody listens any more when it took too long.
-        let _ = answer.send(found);
-    };
-    // Without a thread the channel closes, which the receiver sees.
-    let _ = std::thread::Builder::new().name("seckill-resolve".to_owned()).spawn(look_up);
-    receiver
-}
-
-/// Connects to the first address that lets us. `None` when `until` is over first.
-fn connected(
-    current: &mut Option<Line>,
-    addresses: &mut VecDeque<SockAddr>,
-    tried: &mut Option<io::Error>,
-    settings: &Settings,
-    open: &Arc<OpenFd>,
-    until: Instant,
-) -> Result<Option<Line>, Trouble> {
-    loop {
-        if let Some(line) = current.take() {
-            match line.wait(PollFlags::OUT, until) {
-                Ok(false) => {
-                    *current = Some(line);
-                    return Ok(None);
-                }
-                Ok(true) => match line.socket().take_error() {
-                    Ok(None) => return Ok(Some(line)),
-                    Ok(Some(error)) | Err(error) => *tried = Some(error),
-                },
-                Err(error) => *tried = Some(error),
-            }
-            continue;
-        }
-        let Some(address) = addresses.pop_front() else {
-            let why = tried
-                .take()
-                .map_or("the name has no address".to_owned(), |error| error.to_string());
-            return Err(Trouble::Unreachable(why));
-        };
-        match dial(&address, settings, open) {
-            Ok(line) => *current = Some(line),
-            // A unix socket whose backlog is full: there is nothing to wait for but time.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                addresses.push_front(address);
-                let pause = until.saturating_duration_since(Instant::now()).min(BACKLOG_PAUSE);
-                if pause.is_zero() {
-                    return Ok(None);
-                }
-                std::thread::sleep(pause);
-            }
-            Err(error) => *tried = Some(error),
-        }
-    }
-}
-
-fn dial(address: &SockAddr, settings: &Settings, open: &Arc<OpenFd>) -> io::Result<Line> {
-    let tcp = matches!(settings.address, Address::Tcp(..));
-    let domain: Domain = address.domain();
-    let socket = Socket::new(domain, Type::STREAM, tcp.then_some(Protocol::TCP))?;
-    if tcp {
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_mins(1)))?;
-    }
-    let line = Line::new(socket, open)?;
-    match line.socket().connect(address) {
-        Err(error) if in_progress(&error) => Ok(line),
-        Ok(()) => Ok(line),
-        Err(error) => Err(error),
-    }
-}
-
-fn in_progress(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EINPROGRESS) || error.kind() == io::ErrorKind::Interrupted
 }
 
 impl Greeting {

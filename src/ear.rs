@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::connect::Opening;
 use crate::names::Name;
-use crate::transport::{Wire, wait_any};
+use crate::transport::{Line, Wire, wait_any};
 use crate::watch::{Board, Ear, State, Watch};
 
 /// How long the thread stays when nobody waits.
@@ -38,8 +38,8 @@ pub(crate) fn wake(ear: &Arc<Ear>, board: &mut Board) {
 
 fn start(ear: &Arc<Ear>, board: &mut Board) -> io::Result<()> {
     let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
-    ours.set_nonblocking(true)?;
-    theirs.set_nonblocking(true)?;
+    let (ours, theirs) =
+        (Line::new(ours, &ear.open_bell[0])?, Line::new(theirs, &ear.open_bell[1])?);
     let ear = Arc::clone(ear);
     std::thread::Builder::new()
         .name("seckill-ear".to_owned())
@@ -68,9 +68,10 @@ struct Link {
     heartbeat: Instant,
 }
 
-fn listen(ear: &Arc<Ear>, bell: &Socket) {
+fn listen(ear: &Arc<Ear>, bell: &Line) {
     let mut idle_since = None;
     loop {
+        let began = Instant::now();
         match attend(ear, bell, &mut idle_since) {
             Ok(()) => return,
             Err(_broken) => {
@@ -80,23 +81,23 @@ fn listen(ear: &Arc<Ear>, bell: &Socket) {
                 deafen(&mut board);
             }
         }
-        if pause(ear, bell, &mut idle_since) {
+        // One that has worked for a while is replaced at once.
+        if began.elapsed() < HEARTBEAT && pause(ear, bell, &mut idle_since) {
             return;
         }
     }
 }
 
 /// Lets the time pass in which there is nobody to listen to. True when the thread shall end.
-fn pause(ear: &Ear, mut bell: &Socket, idle_since: &mut Option<Instant>) -> bool {
+fn pause(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> bool {
     let end = Instant::now() + DEAF_FOR;
     while Instant::now() < end {
         if leave(ear, idle_since) {
             return true;
         }
         // Rung or not: the sleepers poll meanwhile.
-        let _ =
-            wait_any(&mut [PollFd::new(&bell, PollFlags::IN)], end.min(Instant::now() + LINGER));
-        let _ = bell.read(&mut [0; 64]);
+        let _ = wait_any(&mut [PollFd::new(bell.socket(), PollFlags::IN)], end);
+        let _ = bell.socket().read(&mut [0; 64]);
         deafen(&mut ear.board());
     }
     false
@@ -122,7 +123,7 @@ fn leave(ear: &Ear, idle_since: &mut Option<Instant>) -> bool {
 
 /// Connects, asks, and hears. `Ok` when the thread shall end, an error when the connection broke or
 /// does not tell.
-fn attend(ear: &Ear, mut bell: &Socket, idle_since: &mut Option<Instant>) -> io::Result<()> {
+fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Result<()> {
     let mut opening = Opening::begin(&ear.settings, &ear.open, true);
     let opened = loop {
         if leave(ear, idle_since) {
@@ -151,11 +152,11 @@ fn attend(ear: &Ear, mut bell: &Socket, idle_since: &mut Option<Instant>) -> io:
         let until = silence.map_or(link.heartbeat, |silence| silence.min(link.heartbeat));
         let mut fds = [
             PollFd::from_borrowed_fd(link.wire.socket(), PollFlags::IN),
-            PollFd::new(&bell, PollFlags::IN),
+            PollFd::new(bell.socket(), PollFlags::IN),
         ];
         let _ready_or_over = wait_any(&mut fds, until)?;
         // Empties it; that it was empty is no error.
-        let _ = bell.read(&mut [0; 64]);
+        let _ = bell.socket().read(&mut [0; 64]);
         while let Some(value) = link.wire.receive(Instant::now())? {
             link.hear(ear, value)?;
         }

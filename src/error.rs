@@ -58,3 +58,9 @@ pub enum Error {
 
 /// What the core's calls return.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Whether an error is said instead of running a script, by a server that will be ready later.
+#[must_use]
+pub fn is_passing(code: &str) -> bool {
+    matches!(code, "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN")
+}

@@ -15,18 +15,21 @@ pub mod settings;
 mod batch;
 mod combine;
 mod connect;
+mod dial;
 mod script;
 mod session;
 mod step;
 mod transport;
 
-// Waiting for locks.
+// Locks: whose they are, who is next, and waiting for them.
 mod ear;
-mod lock;
+mod holdings;
+mod turnstile;
 mod watch;
 
 // Small things that all of it needs.
 mod clock;
+mod inherited;
 mod random;
 
 #[cfg(feature = "python")]

@@ -28,7 +28,7 @@ use crate::batch::{Batch, Heard};
 use crate::clock::ServerClock;
 use crate::connect::{Opening, Trouble};
 use crate::error::Error;
-use crate::fork::OpenFd;
+use crate::inherited::OpenFd;
 use crate::random;
 use crate::settings::Settings;
 use crate::step::Step;
@@ -300,11 +300,13 @@ impl Up {
                 };
                 let received = Instant::now();
                 match reply {
-                    None if received >= flight.end => {
+                    None | Some(Value::Push { .. }) if received >= flight.end => {
                         let waited = received - flight.sent;
                         return Err(format!("no answer within {} ms", waited.as_millis()));
                     }
                     None => return Ok(Moved::Pending),
+                    // However many of them come.
+                    Some(Value::Push { .. }) if received >= until => return Ok(Moved::Pending),
                     Some(Value::Push { .. }) => {}
                     Some(reply) => flight.hear(batch, reply, received, &mut self.clock, late),
                 }

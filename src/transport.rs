@@ -21,11 +21,14 @@ use redis::{Parser, Value};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 
-use crate::fork::OpenFd;
+use crate::inherited::OpenFd;
 
 /// The longest that a wait for a reply spins before it sleeps. Replies from a near server take 20 us
 /// to one connection, and 120 us to each of ten on two cores.
 const LONGEST_SPIN: Duration = Duration::from_micros(150);
+
+/// What is kept of a buffer that a huge name has made huge.
+const USUAL_REQUEST: usize = 64 << 10;
 
 /// No answer to any of our questions is longer; what is, is not a Redis server's.
 const LONGEST_REPLY: usize = 16 << 20;
@@ -127,6 +130,7 @@ impl Wire {
             }
         }
         self.out.clear();
+        self.out.shrink_to(USUAL_REQUEST);
         self.written = 0;
         Ok(true)
     }

@@ -29,15 +29,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
-
 use crate::error::Result;
 use crate::fork;
-use crate::fork::OpenFd;
+use crate::inherited::OpenFd;
 use crate::names::Name;
 use crate::patrol::Patrol;
 use crate::random;
 use crate::settings::Settings;
+use crate::transport::Line;
 
 /// The longest pause between two attempts where nobody tells.
 const LONGEST_PAUSE_MS: u32 = 64;
@@ -50,6 +49,7 @@ pub(crate) const ATTEMPT: Duration = Duration::from_millis(5);
 pub struct Ear {
     pub(crate) settings: Arc<Settings>,
     pub(crate) open: Arc<OpenFd>,
+    pub(crate) open_bell: [Arc<OpenFd>; 2],
     board: Mutex<Board>,
 }
 
@@ -57,7 +57,7 @@ pub struct Ear {
 pub(crate) struct Board {
     pub(crate) watches: HashMap<Name, Watch>,
     /// Wakes the ear's thread; none without a thread.
-    pub(crate) bell: Option<Socket>,
+    pub(crate) bell: Option<Line>,
     pub(crate) closing: bool,
     next_sleeper: u64,
 }
@@ -104,9 +104,16 @@ impl Watch {
 
 impl Ear {
     /// An ear that listens to nothing yet: no thread, no connection.
-    pub fn new(settings: &Arc<Settings>, open: &Arc<OpenFd>) -> Arc<Self> {
-        let (settings, open) = (Arc::clone(settings), Arc::clone(open));
-        Arc::new(Self { settings, open, board: Mutex::default() })
+    pub fn new(settings: &Arc<Settings>) -> Arc<Self> {
+        let settings = Arc::clone(settings);
+        let (open, open_bell) = Default::default();
+        Arc::new(Self { settings, open, open_bell, board: Mutex::default() })
+    }
+
+    /// In a forked child: closes what the parent's ear has open.
+    pub fn close_inherited(&self) {
+        self.open.close_inherited();
+        self.open_bell.iter().for_each(|open| open.close_inherited());
     }
 
     pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
@@ -139,7 +146,7 @@ impl Board {
     pub(crate) fn ring(&self) {
         if let Some(bell) = &self.bell {
             // A full one rings already. No SIGPIPE if the thread has just gone.
-            let _ = bell.send_with_flags(&[0], libc::MSG_NOSIGNAL);
+            let _ = bell.socket().send_with_flags(&[0], libc::MSG_NOSIGNAL);
         }
     }
 }

@@ -8,8 +8,8 @@
 --       'R'    released
 --       'F'    foreign: the lock was not the token's, nothing was changed
 if seen[2] ~= ARGV[4] then return record('F', redis.pcall) end
--- A full server must still let go of its locks. Without the record a second asking hears 'F', and
--- that an acquire which is still under way finds no later number matters little: it is refused, too.
+-- A full server must still let go of its locks, so here the record may fail: asked again, it says 'F'.
+-- Nor is it missed by a delayed acquire, which a full server refuses in any case.
 local answer = record('R', redis.pcall)
 call('DEL', KEYS[2])
 return answer
