@@ -152,6 +152,18 @@ def test_releasing_after_the_lease_ended_frees_nobody_elses_lock(shop, lock, red
     assert redis_py.get(lock) == SOMEBODY
 
 
+def test_a_late_release_leaves_the_lock_to_the_thread_that_has_it_now(shop, lock, redis_py):
+    """release_lock by one who does not hold it"""
+    assert shop.acquire_lock(lock, acquire_time=50)
+    while redis_py.exists(lock):
+        time.sleep(0.005)
+    assert in_thread(shop.acquire_lock, lock, 60_000) is True
+    shop.release_lock(lock)  # as by the `finally:` of one whose work took longer than his lease
+    assert redis_py.exists(lock)
+    shop.release_lock(lock)  # and now on behalf of the other thread
+    assert not redis_py.exists(lock)
+
+
 def test_a_lock_that_was_lost_and_released_can_be_taken_again(shop, lock, redis_py):
     """release_lock by one who does not hold it"""
     assert shop.acquire_lock(lock)

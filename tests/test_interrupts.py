@@ -291,6 +291,68 @@ def test_a_signal_handler_may_call_seckill_while_the_main_thread_waits_for_an_an
     assert int(own_server.redis().get("stock")) == 99 + (10 if told == ["ok"] else 0)
 
 
+def handler_forks(url, pid, what):
+    """A handler that forks in the middle of its own thread's call, as in a crash reporter."""
+    import os
+    import signal
+    import threading
+
+    import seckill
+
+    client = seckill.Client(url, socket_timeout=10)
+    client.incr_inventory("stock", 100)
+    statuses = []
+
+    def handler(*_):
+        child = os.fork()
+        if child == 0:
+            if what == "returns":
+                return  # into the call that the parent is in the middle of
+            status = 1
+            try:
+                client.incr_inventory("stock", 10)
+                assert client.acquire_lock("other", 1000, 1000)
+                client.release_lock("other")
+                status = 0
+            finally:
+                os._exit(status)
+        if what == "calls":
+            statuses.append(os.waitpid(child, 0)[1])
+
+    signal.signal(signal.SIGALRM, handler)
+    parent = os.getpid()
+    if what == "returns":
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, [pid, signal.SIGCONT]).start()
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            client.update_inventory("lock", "stock", -1, 5000, 20_000)
+        except Exception:
+            if os.getpid() == parent:
+                raise
+        if os.getpid() != parent:
+            client.incr_inventory("stock", 10)  # with a connection of its own
+            os._exit(0)
+        statuses.append(os.wait()[1])
+    else:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        assert client.acquire_lock("held", 1000, 1000) is False
+    client.update_inventory("lock", "stock", -1)
+    return [statuses, client.statistics()["connects"]]
+
+
+def test_a_signal_handlers_fork_may_call_seckill(own_server):
+    own_server.redis().set("held", 1, px=600_000)
+    assert run(handler_forks, own_server.url, own_server.pid, "calls").value == [[0], 1]
+    assert own_server.redis().get("stock") == b"109"
+
+
+def test_a_signal_handlers_fork_may_return_into_the_parents_call(own_server):
+    """The child's call ends, one way or another, and changes nothing that the parent has begun."""
+    assert run(handler_forks, own_server.url, own_server.pid, "returns").value == [[0], 1]
+    assert own_server.redis().get("stock") == b"108"
+
+
 def handlers_in_a_busy_sale(url):
     """A handler that sells, a hundred times a second, beside threads that sell."""
     import signal

@@ -9,7 +9,9 @@ import threading
 import time
 
 import pytest
-from support import fleet
+import seckill
+from support import fleet, old_script
+from support.threads import call, wait_until
 
 
 def side_by_side(server, *members):
@@ -84,6 +86,20 @@ def test_old_and_new_holders_of_a_lock_exclude_each_other(server, redis_py, name
     assert int(redis_py.get(counter)) == 100
     assert sum(count["disturbed"] for count in counted) == 0
     assert not redis_py.exists(lock)
+
+
+def test_nothing_comes_between_an_old_buyers_look_and_its_change(
+    server, redis_py, client, key, lock
+):
+    """Both want the last unit; the old one has looked, and takes its time."""
+    old_script.connect(server.url)
+    redis_py.set(key, 1)
+    old = call(old_script.update_inventory, lock, key, -1, 60_000, pause=0.5)
+    wait_until(lambda: redis_py.exists(lock))
+    with pytest.raises(seckill.InsufficientInventory):
+        client.update_inventory(lock, key, -1, 5000, 20_000)
+    old.result()
+    assert redis_py.get(key) == b"0"
 
 
 @pytest.mark.parametrize("who", ["acquire_lock", "update_inventory"])

