@@ -118,7 +118,7 @@ def _side(side: Side, compare: Compare) -> str:
 def _range(comparisons: list[float], compare: Compare) -> str:
     low, high = min(comparisons), max(comparisons)
     if compare is Compare.ADDED:
-        return f"+{median(comparisons):.1f} ms ({low:.1f}–{high:.1f})"
+        return f"{median(comparisons):+.1f} ms ({low:.1f}–{high:.1f})"
     return f"{median(comparisons):.2f} ({low:.2f}–{high:.2f})"
 
 

@@ -110,6 +110,19 @@ def test_the_commands_that_an_acl_user_needs_are_all_that_is_named(own_server):
     assert int(own_server.redis().get("inventory")) == 2**62 - 1
 
 
+def test_each_case_of_the_guarantees_is_named_by_a_test():
+    """By its docstring: what is promised is tried."""
+    table = (ROOT / "docs/guarantees.md").read_text(encoding="utf-8").partition("| case |")[2]
+    rows = table.partition("\n\n")[0].splitlines()[2:]
+    cases = [row.split("|")[1].replace("`", "").strip().lower() for row in rows]
+    assert len(cases) > 15
+    tests = " ".join(
+        page.read_text(encoding="utf-8") for page in (ROOT / "tests").glob("test_*.py")
+    )
+    words = " ".join(tests.replace("`", "").lower().split())
+    assert [case for case in cases if case not in words] == []
+
+
 def test_links_between_the_pages_lead_somewhere():
     for page in PAGES:
         text = FENCE.sub("", page.read_text(encoding="utf-8"))

@@ -325,7 +325,7 @@ def test_a_missing_key_is_no_inventory_and_is_not_created(shop, key, lock, redis
 
 
 def test_not_enough_is_insufficient_inventory_and_changes_nothing(shop, key, lock, redis_py):
-    """not enough"""
+    """not enough (stock + change_num < 0)"""
     redis_py.set(key, 3)
     with pytest.raises(seckill.InsufficientInventory) as caught:
         shop.update_inventory(lock, key, -4)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from support.programs import Program, run
-from support.proxy import SilentHost
+from support.proxy import REPLY, Fault, SilentHost
 from support.threads import wait_until
 
 pytestmark = pytest.mark.core
@@ -156,7 +156,7 @@ def test_ctrl_c_ends_the_wait_for_a_server_that_went_away(own_server, function):
     assert program.ended().status == 0
 
 
-def interrupted_again_and_again(url, rounds):
+def interrupted_again_and_again(url, rounds, longest):
     """Exceptions out of a signal handler, at any moment of taking and giving back a lock."""
     import random
     import signal
@@ -175,7 +175,7 @@ def interrupted_again_and_again(url, rounds):
     dice, count = random.Random(1), 0
     for _ in range(rounds):
         try:
-            signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, 0.004))
+            signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0001, longest))
             while True:
                 client.acquire_lock("lock", 600_000, 10_000)
                 client.release_lock("lock")
@@ -191,9 +191,19 @@ def interrupted_again_and_again(url, rounds):
 
 @pytest.mark.stress
 def test_an_interrupt_at_any_moment_leaves_no_lock_that_nobody_holds(own_server):
-    limit = 60 + ROUNDS * 0.1
-    assert run(interrupted_again_and_again, own_server.url, ROUNDS, limit=limit).value == ROUNDS
+    ended = run(interrupted_again_and_again, own_server.url, ROUNDS, 0.004, limit=60 + ROUNDS * 0.1)
+    assert ended.value == ROUNDS
     assert not own_server.redis().exists("lock")
+
+
+def test_an_interrupt_while_the_answer_is_on_its_way_leaves_no_lock_either(
+    start_server, start_proxy
+):
+    """Answers take so long that a wait for one is what is interrupted."""
+    server = start_server()
+    proxy = start_proxy(server, lambda: Fault("delay", REPLY, seconds=0.15))
+    assert run(interrupted_again_and_again, proxy.url, 12, 0.5, limit=60).value == 12
+    assert not server.redis().exists("lock")
 
 
 def works_after_an_interrupt(url):

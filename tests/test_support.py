@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,7 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from support import old_script
-from support.programs import run
+from support.programs import run, search_path
 from support.proxy import REPLY, REQUEST, Fault, SilentHost, random_faults
 from support.servers import BINARIES, KINDS
 
@@ -143,6 +145,23 @@ def test_the_old_script_sells_what_there_is_and_no_more(server, key, lock):
     assert not old_script.acquire_lock(lock, time_out=50)
     old_script.release_lock(lock)
     assert server.redis().get(key) == b"0"
+
+
+@pytest.mark.parametrize("under_ci", [True, False])
+def test_a_server_that_is_missing_fails_under_ci_and_is_reported_elsewhere(under_ci):
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-k", "unix_socket", "-p", "no:cacheprovider"],
+        env={"PATH": "", "PYTHONPATH": search_path()} | ({"CI": "true"} if under_ci else {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    told = "1 error" if under_ci else "1 skipped"
+    assert "3 passed" in ended.stdout
+    assert told in ended.stdout
+    assert "so nothing was tried on: debian" in ended.stdout
+    assert ended.returncode == (1 if under_ci else 0)
 
 
 def add(a, b):
