@@ -301,6 +301,7 @@ impl Batch {
             }
             Some((b'L', _)) => {
                 call.answered = true;
+                call.steps.iter().for_each(|step| step.mark_not_run());
                 late.append(&mut call.steps);
             }
             // A later batch of this session was there before: nobody but us gives out its numbers.

@@ -163,7 +163,14 @@ impl Combiner {
                 break;
             }
             match session.advance(until) {
-                Advance::Done(late) => late.into_iter().for_each(|step| self.put(step)),
+                Advance::Done(late) => {
+                    for step in late {
+                        self.put(step);
+                    }
+                    if Instant::now() >= until {
+                        break;
+                    }
+                }
                 Advance::Pending => break,
                 Advance::Hopeless(error) => {
                     for step in lock(&self.queue).steps.drain(..) {
