@@ -31,7 +31,7 @@ use crate::step::{Ask, Reply, Step};
 
 /// How long after the deadline, which is the server's limit for applying a step, its answer may be on
 /// its way back. A step that was never sent is not waited for.
-const GRACE: Duration = Duration::from_millis(20);
+const GRACE: Duration = Duration::from_millis(50);
 
 /// See the module's description.
 pub struct Combiner {

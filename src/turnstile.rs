@@ -103,7 +103,8 @@ impl Place<'_> {
         self.look(first).flatten() == Some(self.number)
     }
 
-    fn lock_is_held(&self) -> bool {
+    /// Whether the server's last word was that the lock is held, and it has not fallen silent since.
+    pub fn lock_is_held(&self) -> bool {
         let overdue = |since: Instant| since.elapsed() >= SLICE;
         self.look(|queue| queue.held && !queue.asking.is_some_and(overdue)).unwrap_or(false)
     }
