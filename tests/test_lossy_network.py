@@ -9,6 +9,7 @@ import time
 
 import pytest
 import seckill
+from support.clients import connected
 from support.ledger import Ledger
 from support.proxy import REPLY, REQUEST, Fault, SilentHost, in_turn, random_faults
 from support.servers import KINDS
@@ -17,28 +18,13 @@ from support.threads import all_of, call, wait_until
 ROUNDS = 40 if os.environ.get("SECKILL_STRESS") else 1
 
 
-def connected(proxy, **options):
-    """A client that has been connected before the trouble begins."""
-    options = {"socket_timeout": 0.1, "timeout": 20} | options
-    options.setdefault("socket_connect_timeout", options["socket_timeout"])
-    client = seckill.Client(proxy.url, **options)
-    client.incr_inventory("warm", 0)
-    return client
-
-
-def evaluated(observer):
-    """How many scripts the server has run, refused ones included."""
-    counts = observer.info("commandstats")
-    return sum(counts.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
-
-
 @pytest.mark.stress
 @pytest.mark.parametrize("round_", range(ROUNDS))
 def test_thousands_of_calls_through_a_lossy_network_add_up(server, start_proxy, key, lock, round_):
     offered = 100_000
     server.redis().set(key, offered)
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     proxy.faults = random_faults(seed=100 * round_ + KINDS.index(server.kind), mean_bytes=3000)
     proxy.cut()
     ledger = Ledger()
@@ -64,7 +50,7 @@ def test_impatient_calls_through_a_lossy_network_are_consistent(server, start_pr
     offered = 100_000
     server.redis().set(key, offered)
     proxy = start_proxy(server)
-    client = connected(proxy, socket_timeout=0.02)
+    client = connected(proxy.url, socket_timeout=0.02)
     proxy.faults = random_faults(seed=KINDS.index(server.kind), mean_bytes=2000)
     proxy.cut()
     ledger = Ledger()
@@ -83,7 +69,7 @@ def test_impatient_calls_through_a_lossy_network_are_consistent(server, start_pr
 def test_a_lost_reply_is_no_lock_out(server, start_proxy, lock):
     """A lease of a minute: whoever fails to know his own token again would wait for its end."""
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     proxy.faults = random_faults(seed=KINDS.index(server.kind), mean_bytes=3000)
     proxy.cut()
     observer = server.redis()
@@ -104,7 +90,7 @@ def test_a_cut_at_any_byte_of_a_call_is_repaired(server, start_proxy, key, lock,
     observer = server.redis()
     observer.set(key, 10_000)
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     client.update_inventory(lock, key, -1)
     before = proxy.bytes_seen[direction]
     client.update_inventory(lock, key, -1)
@@ -127,7 +113,7 @@ def test_a_fault_at_any_byte_of_the_handshake_is_got_over(
     observer = server.redis()
     observer.set(key, 10_000)
     proxy = start_proxy(server)
-    client = connected(proxy, socket_timeout=0.05)
+    client = connected(proxy.url, socket_timeout=0.05)
     length = proxy.bytes_seen[direction]
     places = range(0, length, 3 if action != "swallow" else 50)
     for byte in places:
@@ -141,7 +127,7 @@ def test_a_fault_at_any_byte_of_the_handshake_is_got_over(
 def test_a_connection_that_falls_silent_is_replaced(server, start_proxy, key, lock, direction):
     server.redis().set(key, 1000)
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     client.update_inventory(lock, key, 0)
     for byte in (0, 1, 20, 100):
         proxy.strike(Fault("swallow", direction, byte))
@@ -162,7 +148,7 @@ def test_an_outcome_that_cannot_be_learnt_is_unknown_and_final(
     observer = server.redis()
     observer.set(key, 10)
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     proxy.strike(Fault("swallow", direction))
     proxy.refuse()
     start = time.monotonic()
@@ -182,7 +168,7 @@ def test_a_call_that_was_never_sent_says_so(server, start_proxy, key, lock):
     """server cannot be reached"""
     server.redis().set(key, 10)
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     proxy.refuse()
     proxy.cut()
     wait_until(lambda: not proxy.links)
@@ -201,7 +187,7 @@ def test_the_outcomes_of_a_whole_batch_are_unknown_together_and_fit_the_stock(
 ):
     server.redis().set(key, 100)
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     ledger = Ledger()
     proxy.strike(Fault("swallow", REPLY))
     proxy.refuse()
@@ -212,128 +198,6 @@ def test_the_outcomes_of_a_whole_batch_are_unknown_together_and_fit_the_stock(
     all_of([lambda: ledger.buy(client.update_inventory, lock, key, 1, time_out=20_000)] * 10)
     assert ledger.sold == 10
     assert ledger.fits(100, int(server.redis().get(key)))
-
-
-# -- late arrivals ----------------------------------------------------------------------------
-
-
-def late(proxy, observer):
-    """Let what was held back arrive; returns when the server has run it."""
-    before = evaluated(observer)
-    proxy.release()
-    wait_until(lambda: evaluated(observer) > before)
-
-
-@pytest.mark.parametrize("change", [-1, 3])
-def test_a_request_that_arrives_after_its_caller_gave_up_changes_nothing(
-    own_server, start_proxy, change
-):
-    observer = own_server.redis()
-    observer.set("stock", 10)
-    proxy = start_proxy(own_server)
-    client = connected(proxy)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
-    proxy.refuse()
-    with pytest.raises(seckill.OutcomeUnknown):
-        client.update_inventory("lock", "stock", change, time_out=300)
-    late(proxy, observer)
-    assert observer.get("stock") == b"10"
-
-
-def test_an_increment_that_arrives_after_its_caller_gave_up_changes_nothing(
-    own_server, start_proxy
-):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy, timeout=0.3)
-    proxy.strike(Fault("hold", REQUEST))
-    proxy.refuse()
-    with pytest.raises(seckill.OutcomeUnknown):
-        client.incr_inventory("stock", 5)
-    late(proxy, observer)
-    assert not observer.exists("stock")
-
-
-def test_an_acquire_that_arrives_after_its_caller_gave_up_takes_no_lock(own_server, start_proxy):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy)
-    assert client.acquire_lock("lock")
-    client.release_lock("lock")
-    proxy.strike(Fault("hold", REQUEST))
-    proxy.refuse()
-    with pytest.raises(seckill.ConnectionError):
-        client.acquire_lock("lock", 60_000, 300)
-    late(proxy, observer)
-    assert not observer.exists("lock")
-
-
-def test_a_late_copy_of_a_call_that_was_asked_for_again_changes_nothing(own_server, start_proxy):
-    observer = own_server.redis()
-    observer.set("stock", 10)
-    proxy = start_proxy(own_server)
-    client = connected(proxy)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
-    client.update_inventory("lock", "stock", -1, time_out=20_000)
-    assert client.statistics()["asked_again"] >= 1
-    assert observer.get("stock") == b"9"
-    late(proxy, observer)
-    assert observer.get("stock") == b"9"
-
-
-def test_a_late_copy_changes_nothing_either_when_later_calls_came_between(own_server, start_proxy):
-    observer = own_server.redis()
-    observer.set("stock", 10)
-    proxy = start_proxy(own_server)
-    client = connected(proxy)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
-    for _ in range(3):
-        client.update_inventory("lock", "stock", -1, time_out=20_000)
-    late(proxy, observer)
-    assert observer.get("stock") == b"7"
-
-
-def test_a_late_copy_does_not_turn_a_refusal_round(own_server, start_proxy):
-    """Refused, restocked by somebody else, and only then the first copy arrives."""
-    observer = own_server.redis()
-    observer.set("stock", 0)
-    proxy = start_proxy(own_server)
-    client = connected(proxy)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
-    with pytest.raises(seckill.InsufficientInventory):
-        client.update_inventory("lock", "stock", -1, time_out=20_000)
-    observer.set("stock", 5)
-    late(proxy, observer)
-    assert observer.get("stock") == b"5"
-
-
-def test_a_late_copy_of_an_acquire_takes_no_lock_that_was_released_since(own_server, start_proxy):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy)
-    assert client.acquire_lock("other")
-    proxy.strike(Fault("hold", REQUEST))
-    assert client.acquire_lock("lock", 60_000, 20_000) is True
-    client.release_lock("lock")
-    late(proxy, observer)
-    assert not observer.exists("lock")
-
-
-def test_a_late_copy_of_a_release_frees_nobody_elses_lock(own_server, start_proxy):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy)
-    assert client.acquire_lock("lock", 60_000)
-    proxy.strike(Fault("hold", REQUEST))
-    client.release_lock("lock")
-    assert not observer.exists("lock")
-    assert client.acquire_lock("lock", 60_000, 0) is True
-    late(proxy, observer)
-    assert observer.exists("lock")
 
 
 # -- no server at the other end ---------------------------------------------------------------
@@ -386,7 +250,7 @@ def test_a_reply_of_nonsense_ends_the_connection_and_nothing_else(
     """Nothing is allocated on its word, nothing hangs; the call is asked for again."""
     server.redis().set(key, 10)
     proxy = start_proxy(server)
-    client = connected(proxy)
+    client = connected(proxy.url)
     proxy.strike(Fault("say", REPLY, junk=junk))
     client.update_inventory(lock, key, -1, time_out=20_000)
     assert server.redis().get(key) == b"9"
@@ -396,7 +260,7 @@ def test_a_reply_of_nonsense_ends_the_connection_and_nothing_else(
 def test_a_slow_network_is_only_slow(server, start_proxy, key, lock):
     server.redis().set(key, 1000)
     proxy = start_proxy(server)
-    client = connected(proxy, socket_timeout=5)
+    client = connected(proxy.url, socket_timeout=5)
     proxy.faults = lambda: Fault("delay", REPLY, 100, seconds=0.02)
     proxy.cut()
     callers = [call(client.update_inventory, lock, key, -1) for _ in range(30)]

@@ -6,7 +6,6 @@ returns what JSON can carry, and leaves no trace of pytest in the process that i
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import os
@@ -101,23 +100,20 @@ class Program:
         self.process.stdin.flush()
 
     def ended(self) -> Ended:
-        """Wait for the end, within the limit, and clear away any children it left."""
+        """Wait for the end, within the limit."""
         try:
             stdout, stderr = self.process.communicate(timeout=self._limit)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
-            self.kill()  # and its children, which may keep the pipes open
-            stdout, stderr = self.process.communicate()
+            try:
+                stdout, stderr = self.process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                # It does not even abort, or its children keep the pipes open: the group is there.
+                os.killpg(self.process.pid, signal.SIGKILL)
+                stdout, stderr = self.process.communicate()
             stderr += f"\n[ended: it was still running after {self._limit} s]"
-        self.kill()
         seconds = time.monotonic() - self._started
         return Ended(self.process.returncode, stdout, stderr, seconds)
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def run(function: Callable[..., object], *arguments: object, **options: Any) -> Ended:
