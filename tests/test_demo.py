@@ -107,8 +107,8 @@ def terminal(*words: str, **environment: str) -> Iterator[Terminal]:
 
 
 def shell_status(returncode: int) -> int:
-    """What a shell shows. CPython ends itself by SIGINT, after all is tidied up, if the interrupt
-    met code that `exec` runs from a string, a dataclass in the making for one."""
+    """What a shell shows. `python -m` ends itself by SIGINT, after all is tidied up, if the caught
+    interrupt had met code that `exec` runs from a string, a dataclass in the making for one."""
     return returncode if returncode >= 0 else 128 - returncode
 
 
