@@ -370,6 +370,17 @@ def test_incr_creates_a_missing_key(shop, key, redis_py):
     assert redis_py.get(key) == b"70"
 
 
+def test_incr_has_no_floor(shop, key, redis_py):
+    """incr_inventory on a missing key
+
+    It is INCRBY, as it was in the script: whoever sells goes through update_inventory.
+    """
+    shop.incr_inventory(key, -3)
+    assert redis_py.get(key) == b"-3"
+    shop.incr_inventory(key, 5)
+    assert redis_py.get(key) == b"2"
+
+
 def test_incr_does_not_look_at_any_lock(shop, key, lock, redis_py):
     """incr_inventory on a missing key"""
     redis_py.set(lock, SOMEBODY, px=60_000)

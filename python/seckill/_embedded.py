@@ -34,12 +34,20 @@ SOCKET = "valkey.sock"
 CONFIGURATION = "valkey.conf"
 LONGEST_SOCKET_PATH = 103  # macOS takes 104 bytes, Linux 108, both with the closing zero
 
-# "$1" is the directory, the rest the server; its process id is that of this shell, $$.
+# "$1" is the directory, the rest the server; its process id is that of this shell, $$. The watcher is
+# its child; once it has another parent, the server is gone and its id may be somebody else's.
 WATCHED = """
 directory=$1
 shift
 exec 3<&0 </dev/null
-( read -r line <&3 || { kill $$; sleep 1; rm -rf "$directory"; } ) >/dev/null 2>&1 &
+(
+  read -r line <&3 || {
+    read -r _ _ _ parent _ </proc/self/stat
+    [ "${parent:-$$}" = $$ ] && kill $$
+    sleep 1
+    rm -rf "$directory"
+  }
+) >/dev/null 2>&1 &
 exec "$@" 3<&-
 """
 
