@@ -34,8 +34,8 @@ SOCKET = "valkey.sock"
 CONFIGURATION = "valkey.conf"
 LONGEST_SOCKET_PATH = 103  # macOS takes 104 bytes, Linux 108, both with the closing zero
 
-# "$1" is the directory, the rest the server; its process id is that of this shell, $$. The watcher is
-# its child; once it has another parent, the server is gone and its id may be somebody else's.
+# "$1" is the directory, the rest the server; its process id is that of this shell, $$. The watcher
+# is its child; once it has another parent, the server is gone and its id may be somebody else's.
 WATCHED = """
 directory=$1
 shift
