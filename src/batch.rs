@@ -5,7 +5,7 @@
 //! and how many callers in a row ask for it. A batch holds at most one call for each record, for a
 //! second one would overwrite an outcome that may still have to be told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub struct Call {
     /// The steps, in order of arrival.
     steps: Vec<Arc<Step>>,
     runs: Vec<(i64, usize)>,
+    /// A step was turned away for want of room.
+    full: bool,
     /// The server does not know the script: send its text.
     spell_out: bool,
     answered: bool,
@@ -75,23 +77,28 @@ impl Call {
             Ask::Release { .. } => Script::Release,
         };
         let runs = change_of(&step.ask).map(|change| (change, 1)).into_iter().collect();
-        Self { script, steps: vec![step], runs, spell_out: false, answered: false }
+        Self { script, steps: vec![step], runs, full: false, spell_out: false, answered: false }
     }
 
-    /// Lets a step join if it asks the same of the same keys.
-    fn join(&mut self, step: &Arc<Step>) -> bool {
-        let Some(change) = change_of(&step.ask) else { return false };
-        if !asks_the_same(&self.steps[0].ask, &step.ask) {
-            return false;
+    /// Takes a step in, if it asks the same of the same keys; else it comes back.
+    fn join(&mut self, step: Arc<Step>) -> Result<(), Arc<Step>> {
+        match change_of(&step.ask) {
+            Some(change) if !self.full && asks_the_same(&self.steps[0].ask, &step.ask) => {
+                let room = self.runs.len() < MOST_RUNS;
+                match self.runs.last_mut() {
+                    Some((last, count)) if *last == change => *count += 1,
+                    // Nobody who comes later goes before who did not find room.
+                    _ if !room => {
+                        self.full = true;
+                        return Err(step);
+                    }
+                    _ => self.runs.push((change, 1)),
+                }
+                self.steps.push(step);
+                Ok(())
+            }
+            _ => Err(step),
         }
-        let full = self.runs.len() == MOST_RUNS;
-        match self.runs.last_mut() {
-            Some((last, count)) if *last == change => *count += 1,
-            _ if full => return false,
-            _ => self.runs.push((change, 1)),
-        }
-        self.steps.push(Arc::clone(step));
-        true
     }
 
     fn pack(&self, batch: &[u8], deadline: &[u8], session: &str, out: &mut Vec<u8>) {
@@ -172,43 +179,58 @@ fn recorded_under(ask: &Ask) -> &Name {
 }
 
 impl Batch {
-    /// Takes from `queue`, which is in order of arrival, all that can travel together.
+    /// Takes from `backlog`, which is in order of arrival, what can travel together.
     ///
-    /// Who has left, or is about to because its time is over, is not taken along.
-    pub fn gather(number: u64, queue: &mut Vec<Arc<Step>>, now: Instant) -> Self {
-        let in_time = |step: &Step| step.wanted() && step.deadline > now;
+    /// Who has left, or is about to because its time is over, is not taken along. Who finds no room
+    /// keeps its place; and no more than a batch's worth of those are looked at, so that a backlog of
+    /// any length costs no more than that.
+    pub fn gather(number: u64, backlog: &mut VecDeque<Arc<Step>>, now: Instant) -> Self {
+        let in_time = |step: &Arc<Step>| step.wanted() && step.deadline > now;
         let mut calls: Vec<Call> = Vec::new();
-        if queue.len() == 1 {
-            calls.extend(queue.pop().filter(|step| in_time(step)).map(Call::new));
+        if backlog.len() == 1 {
+            calls.extend(backlog.pop_front().filter(in_time).map(Call::new));
             return Self { number, first_sent: None, in_doubt: false, calls };
         }
         let mut by_record: HashMap<Name, usize> = HashMap::new();
-        let mut last = usize::MAX;
-        let mut taken = 0;
-        queue.retain(|step| {
-            if !in_time(step) {
-                return false;
+        let mut passed_over = Vec::new();
+        let (mut last, mut taken) = (usize::MAX, 0);
+        while taken < MOST_STEPS
+            && passed_over.len() < MOST_STEPS
+            && let Some(step) = backlog.pop_front()
+        {
+            if !in_time(&step) {
+                continue;
             }
-            if taken == MOST_STEPS {
-                return true;
+            // A crowd asks the same: most steps go where the last one went.
+            let tried = match calls.get_mut(last) {
+                Some(call) => call.join(step),
+                None => Err(step),
+            };
+            let joined = tried.or_else(|step| {
+                let record = recorded_under(&step.ask);
+                if let Some(&index) = by_record.get(record) {
+                    if index == last {
+                        return Err(step);
+                    }
+                    last = index;
+                    return calls[index].join(step);
+                }
+                if calls.len() == MOST_CALLS {
+                    return Err(step);
+                }
+                last = calls.len();
+                by_record.insert(Arc::clone(record), last);
+                calls.push(Call::new(step));
+                Ok(())
+            });
+            match joined {
+                Ok(()) => taken += 1,
+                Err(step) => passed_over.push(step),
             }
-            let joined = calls.get_mut(last).is_some_and(|call| call.join(step))
-                || match by_record.get(recorded_under(&step.ask)) {
-                    Some(&index) => {
-                        last = index;
-                        calls[index].join(step)
-                    }
-                    None if calls.len() == MOST_CALLS => false,
-                    None => {
-                        last = calls.len();
-                        by_record.insert(Arc::clone(recorded_under(&step.ask)), last);
-                        calls.push(Call::new(Arc::clone(step)));
-                        true
-                    }
-                };
-            taken += usize::from(joined);
-            !joined
-        });
+        }
+        for step in passed_over.into_iter().rev() {
+            backlog.push_front(step);
+        }
         Self { number, first_sent: None, in_doubt: false, calls }
     }
 
@@ -232,7 +254,7 @@ impl Batch {
         self.calls.iter().map(|call| call.steps.len()).sum()
     }
 
-    /// Any step whose waiter could lead on.
+    /// Somebody who waits for an answer of this batch.
     pub fn somebody(&self) -> Option<&Arc<Step>> {
         let open = self.calls.iter().filter(|call| !call.answered);
         open.flat_map(|call| &call.steps).find(|step| step.wanted())
@@ -251,10 +273,10 @@ impl Batch {
         out: &mut Vec<u8>,
     ) -> Vec<usize> {
         let first = *self.first_sent.get_or_insert(now);
-        // Also of the callers that have left: what they raised on must not happen any more.
+        // Also of the callers that have left: what they raised on must not happen later.
         let open = self.calls.iter().filter(|call| !call.answered);
-        let earliest =
-            open.flat_map(|call| &call.steps).map(|step| step.deadline).min().unwrap_or(now);
+        let steps = open.flat_map(|call| &call.steps);
+        let earliest = steps.map(|step| step.limit(patience)).min().unwrap_or(now);
         let deadline = clock.at(earliest.min(now + patience).min(first + APPLY_WINDOW)).to_string();
         let number = self.number.to_string();
         let mut sent = Vec::with_capacity(self.calls.len());
@@ -315,7 +337,7 @@ impl Batch {
         Heard::Answer
     }
 
-    /// Every waiter of the batch learns that there will be no answer, and why.
+    /// Every caller of the batch learns that there will be no answer, and why.
     pub fn fail(&mut self, error: &Error) {
         for call in self.calls.iter_mut().filter(|call| !call.answered) {
             call.answered = true;

@@ -11,35 +11,53 @@
 //! and who was woken leads, or finds the session locked by another who will pass it on, or leaves and
 //! passes it on ([`Combiner::leave`]). So a step never waits for nobody.
 //!
-//! An uncontended call leads itself, in its own thread: one round trip, no hand-over. A leader goes
-//! as soon as its own step is answered, or its slice is over: the batch stays with the session, and
-//! the next leader goes on with it, so a leader may run signal handlers, or give up, in mid-batch.
-//! Both mutexes are std's, bare futexes, and sound across fork: a child makes itself a new combiner
-//! and never touches the parent's. Neither is held while somebody wants the GIL.
+//! An uncontended call of a thread leads itself: one round trip, no hand-over. A leader goes as soon
+//! as its own step is answered, or its slice is over: the batch stays with the session, and the next
+//! leader goes on with it, so a leader may run signal handlers, or give up, in mid-batch.
+//!
+//! The *pilot* is a thread that leads for those who cannot: tasks, whose event loop must not wait,
+//! and steps that nobody waits for. It is started when the first of them comes, and ends when none
+//! has come for a while. It knows no Python. Turned down: the event loop itself as leader. It saves a
+//! hand-over, and has the loop read and write sockets in the time in which it could run tasks.
+//!
+//! All mutexes are std's, bare futexes, and sound across fork: a child makes itself a new combiner
+//! and never touches the parent's. None is held while somebody wants the GIL; and that of the queue
+//! is held for moments only, since the threads of event loops take it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::inherited::OpenFd;
-use crate::patrol::{Patrol, SLICE};
+use crate::patrol::SLICE;
 use crate::session::{Advance, Counts, Session};
 use crate::settings::Settings;
-use crate::step::{Ask, Reply, Step};
+use crate::step::{Ask, Step};
 
 /// How long after the deadline, which is the server's limit for applying a step, its answer may be on
 /// its way back. A step that was never sent is not waited for.
 const GRACE: Duration = Duration::from_millis(50);
 
+/// How long the pilot stays when there is nothing to do.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How many steps may wait for their batch. Who comes when so many do is better told at once.
+const MOST_WAITING: usize = 1 << 20;
+
 /// See the module's description.
 pub struct Combiner {
+    me: Weak<Self>,
     queue: Mutex<Queue>,
     session: Mutex<Session>,
     arrivals: AtomicU64,
     trouble: Arc<Mutex<String>>,
-    orphans: Mutex<Orphans>,
+    /// Steps that nobody waits for, until they are answered.
+    orphans: Mutex<Vec<Arc<Step>>>,
+    /// Whoever frees the session with nothing left to do closes the connection.
+    closing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -47,31 +65,37 @@ struct Queue {
     steps: Vec<Arc<Step>>,
     /// Steps that try again were put behind others that came later.
     mixed: bool,
-}
-
-/// Steps that nobody waits for, and the thread that leads for them when nobody else does.
-#[derive(Default)]
-struct Orphans {
-    steps: Vec<Arc<Step>>,
-    guardian: Option<Thread>,
+    /// How many more have been taken out of here, and wait for their batch with the session.
+    taken: usize,
+    /// The thread of the pilot, while there is one.
+    pilot: Option<Thread>,
+    /// The pilot was woken, and has not looked yet.
+    called: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// When the waiter of a step goes.
-fn last_moment(step: &Step) -> Instant {
+/// When the caller of a step goes.
+pub fn last_moment(step: &Step) -> Instant {
     if step.was_sent() { step.deadline + GRACE } else { step.deadline }
 }
 
 impl Combiner {
     /// A combiner that has not connected yet.
-    pub fn new(settings: &Arc<Settings>, open: &Arc<OpenFd>, counts: &Arc<Counts>) -> Self {
+    pub fn new(settings: &Arc<Settings>, open: &Arc<OpenFd>, counts: &Arc<Counts>) -> Arc<Self> {
         let trouble = Arc::default();
         let session = Mutex::new(Session::new(settings, open, counts, &trouble));
-        let (queue, orphans) = (Mutex::default(), Mutex::default());
-        Self { queue, session, arrivals: AtomicU64::new(0), trouble, orphans }
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            queue: Mutex::default(),
+            session,
+            arrivals: AtomicU64::new(0),
+            trouble,
+            orphans: Mutex::default(),
+            closing: AtomicBool::new(false),
+        })
     }
 
     /// A place in the order of arrival, for a caller's step and its repetitions.
@@ -79,71 +103,48 @@ impl Combiner {
         self.arrivals.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Has a step done, and waits for the reply until its deadline.
-    pub fn run(
-        &self,
-        ask: Ask,
-        deadline: Instant,
-        place: u64,
-        patrol: &mut Patrol<'_>,
-    ) -> Result<Reply> {
-        let step = Arc::new(Step::waited_for(ask, deadline, place));
-        self.put(Arc::clone(&step));
-        loop {
-            let slice = last_moment(&step).min(patrol.next());
-            if !self.lead(Some(&step), slice) && step.reply().is_none() {
-                std::thread::park_timeout(slice.saturating_duration_since(Instant::now()));
-            }
-            match step.reply() {
-                None => {}
-                Some(Reply::Failed(error)) => return Err(error.clone()),
-                Some(reply) => return Ok(reply.clone()),
-            }
-            let now = Instant::now();
-            if now >= last_moment(&step) {
-                return Err(self.too_late(&step));
-            }
-            patrol.pass(now).inspect_err(|error| {
-                if *error != Error::Forked {
-                    self.leave(&step);
-                }
-            })?;
+    /// Puts a step into the queue. A caller that can lead then does; for others the pilot is called.
+    pub fn put(&self, step: Arc<Step>) -> Result<()> {
+        let queue = lock(&self.queue);
+        if queue.steps.len() + queue.taken >= MOST_WAITING {
+            return Err(Error::Unreachable(format!(
+                "{MOST_WAITING} calls of this process are waiting for the server already"
+            )));
+        }
+        self.push(queue, step);
+        Ok(())
+    }
+
+    fn push(&self, mut queue: MutexGuard<'_, Queue>, step: Arc<Step>) {
+        queue.mixed |= queue.steps.last().is_some_and(|last| last.place > step.place);
+        let call = !step.caller.can_lead() && !queue.called;
+        queue.steps.push(step);
+        if call {
+            self.call_pilot(queue);
         }
     }
 
-    /// Has a step done for nobody. A thread sees to it if no caller does.
-    pub fn run_orphan(self: &Arc<Self>, ask: Ask, deadline: Instant) -> Arc<Step> {
-        let step = Arc::new(Step::orphan(ask, deadline, self.arrive()));
-        let mut orphans = lock(&self.orphans);
-        orphans.steps.push(Arc::clone(&step));
-        self.put(Arc::clone(&step));
-        if let Some(guardian) = &orphans.guardian {
-            guardian.unpark();
-        } else {
-            let combiner = Arc::clone(self);
-            // Without a thread the next caller takes the step along.
-            orphans.guardian = std::thread::Builder::new()
-                .name("seckill-orphans".to_owned())
-                .spawn(move || combiner.guard_orphans())
-                .ok()
-                .map(|handle| handle.thread().clone());
-        }
-        drop(orphans);
+    /// Has a step done for nobody.
+    pub fn run_orphan(&self, ask: Ask, deadline: Instant) -> Arc<Step> {
+        let step = Arc::new(Step::new(ask, deadline, self.arrive(), Caller::Nobody));
+        lock(&self.orphans).push(Arc::clone(&step));
+        self.push(lock(&self.queue), Arc::clone(&step));
         step
     }
 
-    /// Closes the connection, unless it is in use.
-    pub fn disconnect(&self) {
-        if let Some(mut session) = self.try_session() {
-            session.disconnect();
-            self.free(session, None);
-        }
+    /// Whether there is nothing under way that nobody waits for.
+    pub fn settled(&self) -> bool {
+        lock(&self.orphans).iter().all(|step| !step.wanted())
     }
 
-    fn put(&self, step: Arc<Step>) {
-        let mut queue = lock(&self.queue);
-        queue.mixed |= queue.steps.last().is_some_and(|last| last.place > step.place);
-        queue.steps.push(step);
+    /// Closes the connection, as soon as it is not in use.
+    pub fn disconnect(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        // Pairs with the one in `free`: one of the two sees what the other did.
+        fence(Ordering::SeqCst);
+        if let Some(session) = self.try_session() {
+            self.free(session, None);
+        }
     }
 
     fn try_session(&self) -> Option<MutexGuard<'_, Session>> {
@@ -156,16 +157,18 @@ impl Combiner {
 
     /// Leads until the own step (or, without one, everybody's) is answered, or `until` is over.
     /// False when somebody else leads.
-    fn lead(&self, own: Option<&Arc<Step>>, until: Instant) -> bool {
+    pub fn lead(&self, own: Option<&Arc<Step>>, until: Instant) -> bool {
         let Some(mut session) = self.try_session() else { return false };
         while own.is_none_or(|step| step.wanted()) {
             if !session.is_busy() && !self.gather(&mut session) {
                 break;
             }
-            match session.advance(until) {
+            let advanced = session.advance(until);
+            session.ring();
+            match advanced {
                 Advance::Done(late) => {
                     for step in late {
-                        self.put(step);
+                        self.push(lock(&self.queue), step);
                     }
                     if Instant::now() >= until {
                         break;
@@ -173,8 +176,10 @@ impl Combiner {
                 }
                 Advance::Pending => break,
                 Advance::Hopeless(error) => {
-                    for step in lock(&self.queue).steps.drain(..) {
+                    let waiting = std::mem::take(&mut lock(&self.queue).steps);
+                    for step in waiting {
                         step.fail(&error);
+                        step.caller.wake();
                     }
                 }
             }
@@ -184,48 +189,71 @@ impl Combiner {
     }
 
     /// The only way to let go of the session: whoever does wakes somebody to lead, if there is work.
-    fn free(&self, session: MutexGuard<'_, Session>, own: Option<&Arc<Step>>) {
+    fn free(&self, mut session: MutexGuard<'_, Session>, own: Option<&Arc<Step>>) {
+        let close = self.closing.load(Ordering::Relaxed);
+        if close && !session.is_busy() && session.waiting() == 0 {
+            self.closing.store(false, Ordering::Relaxed);
+            session.disconnect();
+        }
         let heir = session.somebody();
         drop(session);
         self.pass_on(heir, own);
+        // Asked to close in the moment before we let go.
+        fence(Ordering::SeqCst);
+        if !close
+            && self.closing.load(Ordering::Relaxed)
+            && let Some(session) = self.try_session()
+        {
+            self.free(session, own);
+        }
     }
 
     fn gather(&self, session: &mut Session) -> bool {
+        let (mut steps, mixed) = {
+            let mut queue = lock(&self.queue);
+            queue.called = false;
+            queue.taken += queue.steps.len();
+            (std::mem::take(&mut queue.steps), std::mem::take(&mut queue.mixed))
+        };
+        session.take_in(&mut steps, mixed);
+        let gathered = session.gather();
         let mut queue = lock(&self.queue);
-        if std::mem::take(&mut queue.mixed) {
-            queue.steps.sort_by_key(|step| step.place);
+        queue.taken = session.waiting();
+        if queue.steps.is_empty() {
+            queue.steps = steps; // its room
         }
-        session.gather(&mut queue.steps)
+        gathered
     }
 
-    /// Wakes one of the batch at hand, or the first in the queue.
+    /// Wakes one of the batch at hand, or the first of those who wait for theirs.
     fn pass_on(&self, heir: Option<Arc<Step>>, own: Option<&Arc<Step>>) {
-        let heir = heir.or_else(|| {
-            let queue = lock(&self.queue);
-            queue.steps.iter().find(|step| step.wanted()).cloned()
-        });
+        let queue = lock(&self.queue);
+        let heir = heir.or_else(|| queue.steps.iter().find(|step| step.wanted()).cloned());
         let Some(heir) = heir else { return };
         if own.is_some_and(|own| Arc::ptr_eq(own, &heir)) {
             return; // still here, and about to lead again or to leave
         }
-        if !heir.wake()
-            && let Some(guardian) = &lock(&self.orphans).guardian
-        {
-            guardian.unpark();
+        if heir.caller.can_lead() {
+            drop(queue);
+            heir.caller.wake();
+        } else {
+            self.call_pilot(queue);
         }
     }
 
-    /// The waiter goes without a reply: its step is not sent any more, and somebody else leads.
-    fn leave(&self, step: &Arc<Step>) {
+    /// The caller goes without a reply: its step is not sent any more, and somebody else leads.
+    pub fn leave(&self, step: &Step) {
         step.leave();
-        lock(&self.queue).steps.retain(|queued| !Arc::ptr_eq(queued, step));
-        if let Some(session) = self.try_session() {
+        if step.caller.can_lead()
+            && let Some(session) = self.try_session()
+        {
             self.free(session, None);
         }
     }
 
+    /// What a call ends with that goes because its time is over.
     #[cold]
-    fn too_late(&self, step: &Arc<Step>) -> Error {
+    pub fn too_late(&self, step: &Step) -> Error {
         self.leave(step);
         let trouble = lock(&self.trouble).clone();
         let because = if trouble.is_empty() { String::new() } else { format!(" ({trouble})") };
@@ -236,20 +264,53 @@ impl Combiner {
         }
     }
 
-    fn guard_orphans(&self) {
+    /// Wakes the pilot, or starts it.
+    fn call_pilot(&self, mut queue: MutexGuard<'_, Queue>) {
+        queue.called = true;
+        if let Some(pilot) = queue.pilot.clone() {
+            drop(queue);
+            pilot.unpark();
+        } else if let Some(me) = self.me.upgrade() {
+            let started = std::thread::Builder::new()
+                .name("seckill-pilot".to_owned())
+                .spawn(move || me.pilot());
+            match started {
+                Ok(handle) => queue.pilot = Some(handle.thread().clone()),
+                // A thread that calls will take the steps along; else their time runs out.
+                Err(error) => {
+                    queue.called = false;
+                    *lock(&self.trouble) = format!("no thread can be started: {error}");
+                }
+            }
+        }
+    }
+
+    fn pilot(&self) {
         loop {
-            {
-                let mut orphans = lock(&self.orphans);
-                let now = Instant::now();
-                orphans.steps.retain(|step| step.wanted() && step.deadline > now);
-                if orphans.steps.is_empty() {
-                    orphans.guardian = None;
+            lock(&self.queue).called = false;
+            self.expire_orphans();
+            let led = self.lead(None, Instant::now() + SLICE);
+            let since = Instant::now();
+            // Who leads now passes it on to us, when it is for us to lead.
+            std::thread::park_timeout(if led { LINGER } else { SLICE });
+            if led && since.elapsed() >= LINGER {
+                let mut queue = lock(&self.queue);
+                if !queue.called && queue.steps.is_empty() && self.settled() {
+                    queue.pilot = None;
                     return;
                 }
             }
-            if !self.lead(None, Instant::now() + SLICE) {
-                std::thread::park_timeout(SLICE);
-            }
         }
+    }
+
+    fn expire_orphans(&self) {
+        let now = Instant::now();
+        lock(&self.orphans).retain(|step| {
+            let over = now >= last_moment(step);
+            if over {
+                step.leave();
+            }
+            step.wanted()
+        });
     }
 }

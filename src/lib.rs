@@ -4,9 +4,12 @@
 //! `docs/design.md` tells the architecture as a whole.
 
 // What the edge, or any other host, uses.
+pub mod call;
+pub mod caller;
 pub mod client;
 pub mod error;
 pub mod fork;
+pub mod mailbox;
 pub mod names;
 pub mod patrol;
 pub mod settings;

@@ -25,10 +25,12 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use crate::batch::{Batch, Heard};
+use crate::caller::Caller;
 use crate::clock::ServerClock;
 use crate::connect::{Opening, Trouble};
 use crate::error::Error;
 use crate::inherited::OpenFd;
+use crate::mailbox::Mailbox;
 use crate::random;
 use crate::settings::Settings;
 use crate::step::Step;
@@ -67,6 +69,10 @@ pub struct Session {
     counts: Arc<Counts>,
     trouble: Arc<Mutex<String>>,
     number: u64,
+    /// Steps that wait for their batch, in order of arrival.
+    backlog: VecDeque<Arc<Step>>,
+    /// The loops whose tasks are among the callers.
+    audience: Vec<Arc<Mailbox>>,
     batch: Option<Batch>,
     late: Vec<Arc<Step>>,
     link: Link,
@@ -113,6 +119,8 @@ impl Session {
             counts: Arc::clone(counts),
             trouble: Arc::clone(trouble),
             number: 0,
+            backlog: VecDeque::new(),
+            audience: Vec::new(),
             batch: None,
             late: Vec::new(),
             link: Link::Down { until: Instant::now() },
@@ -126,15 +134,43 @@ impl Session {
         self.batch.is_some()
     }
 
-    /// Somebody who waits for the batch at hand.
+    /// Somebody who waits for the batch at hand, or for the next one.
     pub fn somebody(&self) -> Option<Arc<Step>> {
-        self.batch.as_ref()?.somebody().cloned()
+        let at_hand = self.batch.as_ref().and_then(Batch::somebody);
+        at_hand.or_else(|| self.backlog.iter().find(|step| step.wanted())).cloned()
+    }
+
+    /// Takes in the steps that came since the last batch; `mixed` when they are out of order.
+    pub fn take_in(&mut self, steps: &mut Vec<Arc<Step>>, mixed: bool) {
+        for step in steps.drain(..) {
+            if let Caller::Task(mailbox, _) = &step.caller
+                && !self.audience.iter().any(|known| Arc::ptr_eq(known, mailbox))
+            {
+                self.audience.push(Arc::clone(mailbox));
+            }
+            self.backlog.push_back(step);
+        }
+        if mixed {
+            self.backlog.make_contiguous().sort_by_key(|step| step.place);
+        }
+    }
+
+    /// Wakes the loops whose tasks were answered.
+    pub fn ring(&mut self) {
+        self.audience.iter().for_each(|mailbox| mailbox.ring());
+        // Those of closed loops are nobody else's any more.
+        self.audience.retain(|mailbox| Arc::strong_count(mailbox) > 1);
+    }
+
+    /// How many steps wait for their batch.
+    pub fn waiting(&self) -> usize {
+        self.backlog.len()
     }
 
     /// Makes a batch of what can travel together. False when there is nothing to send.
-    pub fn gather(&mut self, queue: &mut Vec<Arc<Step>>) -> bool {
+    pub fn gather(&mut self) -> bool {
         debug_assert!(self.batch.is_none());
-        let batch = Batch::gather(self.number + 1, queue, Instant::now());
+        let batch = Batch::gather(self.number + 1, &mut self.backlog, Instant::now());
         if batch.calls() == 0 {
             return false;
         }
@@ -237,7 +273,7 @@ impl Session {
         if let Some(mut batch) = self.batch.take() {
             batch.fail(&error);
         }
-        for step in self.late.drain(..) {
+        for step in self.late.drain(..).chain(self.backlog.drain(..)) {
             step.fail(&error);
         }
         Advance::Hopeless(error)

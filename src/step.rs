@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::Thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::names::Name;
 
@@ -86,49 +86,42 @@ pub enum Reply {
 
 /// A step in a queue or batch.
 ///
-/// | `reply` | `gone` | meaning |
+/// | `reply` | `left` | meaning |
 /// |---|---|---|
-/// | empty | false | somebody waits for the reply |
-/// | set | false | answered; the waiter was woken |
-/// | any | true | the waiter has left; a step still in the queue is not sent any more |
+/// | empty | empty | somebody waits for the reply |
+/// | set | empty | answered; the caller was told |
+/// | any | set | the caller has left; a step still in the queue is not sent any more |
 ///
-/// `reply` is set once, by the leader; `gone` once, by the waiter. `sent` is set by the leader before
+/// `reply` is set once, by the leader; `left` once, by the caller. `sent` is set by the leader before
 /// the first byte of the step leaves the process, and taken back if the server says that it did not
 /// run it.
 #[derive(Debug)]
 pub struct Step {
     /// What the server is asked to do.
     pub ask: Ask,
-    /// The server must not do it after this, and the waiter is gone by then.
+    /// The server must not do it after this, and the caller is gone by then.
     pub deadline: Instant,
     /// The place in the order of arrival; a step that tries again keeps its caller's.
     pub place: u64,
-    waiter: Option<Thread>,
+    /// Who waits for the reply.
+    pub caller: Caller,
     reply: OnceLock<Reply>,
-    gone: AtomicBool,
+    left: OnceLock<Instant>,
     sent: AtomicBool,
 }
 
 impl Step {
-    /// A step that the calling thread will wait for.
-    pub fn waited_for(ask: Ask, deadline: Instant, place: u64) -> Self {
-        Self::new(ask, deadline, place, Some(std::thread::current()))
+    /// A step that nobody has seen yet.
+    pub fn new(ask: Ask, deadline: Instant, place: u64, caller: Caller) -> Self {
+        let (reply, left, sent) = (OnceLock::new(), OnceLock::new(), AtomicBool::new(false));
+        Self { ask, deadline, place, caller, reply, left, sent }
     }
 
-    /// A step that nobody waits for: something to be undone.
-    pub fn orphan(ask: Ask, deadline: Instant, place: u64) -> Self {
-        Self::new(ask, deadline, place, None)
-    }
-
-    fn new(ask: Ask, deadline: Instant, place: u64, waiter: Option<Thread>) -> Self {
-        let (gone, sent) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { ask, deadline, place, waiter, reply: OnceLock::new(), gone, sent }
-    }
-
-    /// Hands out the reply, and wakes who waits for it.
+    /// Hands out the reply, and tells who waits for it: a task by leaving its ticket, and the leader
+    /// rings for all of them.
     pub fn finish(&self, reply: Reply) {
         if self.reply.set(reply).is_ok() {
-            self.wake();
+            self.caller.tell();
         }
     }
 
@@ -145,14 +138,6 @@ impl Step {
         }));
     }
 
-    /// Wakes the waiter. False when there is none.
-    pub fn wake(&self) -> bool {
-        if let Some(waiter) = &self.waiter {
-            waiter.unpark();
-        }
-        self.waiter.is_some()
-    }
-
     /// The reply, if it is there.
     pub fn reply(&self) -> Option<&Reply> {
         self.reply.get()
@@ -160,13 +145,19 @@ impl Step {
 
     /// Whether anybody still wants the reply.
     pub fn wanted(&self) -> bool {
-        // Acquire/Release pairs with `leave`: what the waiter saw before it left stays before.
-        self.reply.get().is_none() && !self.gone.load(Ordering::Acquire)
+        self.reply.get().is_none() && self.left.get().is_none()
     }
 
-    /// The waiter goes away without a reply.
+    /// The caller goes away without a reply.
     pub fn leave(&self) {
-        self.gone.store(true, Ordering::Release);
+        let _ = self.left.set(Instant::now());
+    }
+
+    /// Until when the server may do it, if an attempt may take `patience`: not for long after the
+    /// caller has gone, however often the batch is asked for again for others.
+    pub fn limit(&self, patience: Duration) -> Instant {
+        let left = self.left.get();
+        left.map_or(self.deadline, |left| self.deadline.min(*left + patience))
     }
 
     /// The leader is about to send the step.

@@ -3,15 +3,14 @@
 //! One contender per process and name talks to the server; the others queue here in order of
 //! arrival. What a crowd of waiters costs the server does not grow with the crowd.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::Thread;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::error::Result;
+use crate::caller::Caller;
 use crate::fork;
 use crate::names::Name;
-use crate::patrol::{Patrol, SLICE};
+use crate::patrol::SLICE;
 use crate::watch::ATTEMPT;
 
 /// See the module's description.
@@ -26,7 +25,8 @@ struct Queues {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<(u64, Thread)>,
+    /// By number, which is the order of arrival.
+    waiting: BTreeMap<u64, Caller>,
     /// Since when the first in the queue asks the server and has no answer.
     asking: Option<Instant>,
     /// The server's last word was that somebody else holds the lock.
@@ -34,19 +34,22 @@ struct Queue {
 }
 
 /// A place in the queue for a name; leaving it lets the next one step up.
-pub struct Place<'a> {
-    turnstile: &'a Turnstile,
+pub struct Place {
+    turnstile: Arc<Turnstile>,
     lock: Name,
     number: u64,
     generation: u64,
 }
 
-/// How a wait in the queue ended.
-pub enum Entered<'a> {
-    /// It is the caller's turn to ask the server; its place, unless it asks past the queue.
-    Turn(Option<Place<'a>>),
+/// How it stands with a place.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the caller's turn to ask the server.
+    Turn,
     /// The time is over, and all the while the lock was held.
     Held,
+    /// Wait, until woken or until then.
+    Wait(Instant),
 }
 
 impl Turnstile {
@@ -54,52 +57,44 @@ impl Turnstile {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues for a name, and waits to be first, until `end`.
-    ///
-    /// When the time is over and the one in front has had no word from the server, nobody can say
-    /// that the lock was held: then it is the caller's turn all the same, to find out.
-    pub fn enter(&self, lock: &Name, end: Instant, patrol: &mut Patrol<'_>) -> Result<Entered<'_>> {
-        // A signal handler in the middle of its own thread's wait would wait for itself.
-        let Some(place) = self.join(lock) else { return Ok(Entered::Turn(None)) };
-        loop {
-            let now = Instant::now();
-            let left = end.saturating_duration_since(now);
-            if left <= ATTEMPT && place.lock_is_held() {
-                std::thread::sleep(left);
-                return Ok(Entered::Held);
-            }
-            if left.is_zero() || place.is_first() {
-                return Ok(Entered::Turn(Some(place)));
-            }
-            patrol.pass(now)?;
-            let until = (now + left.saturating_sub(ATTEMPT).max(ATTEMPT)).min(patrol.next());
-            std::thread::park_timeout(until.saturating_duration_since(now));
-        }
-    }
-
-    /// Takes the last place, unless the thread is in the queue already.
-    fn join(&self, lock: &Name) -> Option<Place<'_>> {
-        let me = std::thread::current();
+    /// Takes the last place in the queue for a name. None for a thread that is in the queue already:
+    /// a signal handler in the middle of its own thread's wait would wait for itself.
+    pub fn join(self: &Arc<Self>, lock: &Name, caller: &Caller) -> Option<Place> {
         let mut queues = self.queues();
         let number = queues.next;
         queues.next += 1;
         let queue = queues.by_name.entry(Name::clone(lock)).or_default();
-        if queue.waiting.iter().any(|(_, thread)| thread.id() == me.id()) {
+        if caller.can_lead() && queue.waiting.values().any(Caller::is_this_thread) {
             return None;
         }
-        queue.waiting.push_back((number, me));
+        queue.waiting.insert(number, caller.clone());
         let generation = fork::generation();
-        Some(Place { turnstile: self, lock: Name::clone(lock), number, generation })
+        Some(Place { turnstile: Arc::clone(self), lock: Name::clone(lock), number, generation })
     }
 }
 
-impl Place<'_> {
+impl Place {
+    /// Whether it is the caller's turn, `end` being when its time is over.
+    ///
+    /// When it is over and the one in front has had no word from the server, nobody can say that the
+    /// lock was held: then it is the caller's turn all the same, to find out.
+    pub fn standing(&self, now: Instant, end: Instant) -> Standing {
+        let left = end.saturating_duration_since(now);
+        if left <= ATTEMPT && self.lock_is_held() {
+            return if left.is_zero() { Standing::Held } else { Standing::Wait(end) };
+        }
+        if left.is_zero() || self.is_first() {
+            return Standing::Turn;
+        }
+        Standing::Wait(now + left.saturating_sub(ATTEMPT).max(ATTEMPT))
+    }
+
     fn look<T>(&self, look: impl FnOnce(&mut Queue) -> T) -> Option<T> {
         self.turnstile.queues().by_name.get_mut(&self.lock).map(look)
     }
 
     fn is_first(&self) -> bool {
-        let first = |queue: &mut Queue| queue.waiting.front().map(|(number, _)| *number);
+        let first = |queue: &mut Queue| queue.waiting.keys().next().copied();
         self.look(first).flatten() == Some(self.number)
     }
 
@@ -125,7 +120,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         // In a child of a fork the queues may be locked for ever.
         if self.generation != fork::generation() {
@@ -133,9 +128,11 @@ impl Drop for Place<'_> {
         }
         let mut queues = self.turnstile.queues();
         let Some(queue) = queues.by_name.get_mut(&self.lock) else { return };
-        queue.waiting.retain(|(number, _)| *number != self.number);
-        match queue.waiting.front() {
-            Some((_, next)) => next.unpark(),
+        let was_first = queue.waiting.keys().next() == Some(&self.number);
+        queue.waiting.remove(&self.number);
+        match queue.waiting.values().next() {
+            Some(next) if was_first => next.wake(),
+            Some(_) => {}
             None => {
                 queues.by_name.remove(&self.lock);
             }
@@ -153,13 +150,8 @@ mod tests {
 
     #[test]
     fn a_queue_serves_in_order_of_arrival_and_forgets_who_left() {
-        let (turnstile, lock) = (Turnstile::default(), name("lock"));
-        // A place belongs to the thread that joined; each has to be another one's.
-        let join = || {
-            std::thread::scope(|scope| scope.spawn(|| turnstile.join(&lock)).join())
-                .expect("no panic")
-                .expect("another thread")
-        };
+        let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
+        let join = || turnstile.join(&lock, &Caller::Nobody).expect("a place");
         let (first, second, third) = (join(), join(), join());
         assert!(first.is_first() && !second.is_first() && !third.is_first());
         drop(second);
@@ -171,9 +163,10 @@ mod tests {
 
     #[test]
     fn a_thread_does_not_queue_behind_itself() {
-        let (turnstile, lock) = (Turnstile::default(), name("lock"));
-        let _mine = turnstile.join(&lock);
-        assert!(turnstile.join(&lock).is_none());
-        assert!(turnstile.join(&name("another")).is_some());
+        let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
+        let me = Caller::this_thread();
+        let _mine = turnstile.join(&lock, &me);
+        assert!(turnstile.join(&lock, &me).is_none());
+        assert!(turnstile.join(&name("another"), &me).is_some());
     }
 }

@@ -24,16 +24,14 @@
 //!
 //! The lock of the board is held for moments, and never while anything else is waited for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use crate::caller::Caller;
 use crate::fork;
 use crate::inherited::OpenFd;
 use crate::names::Name;
-use crate::patrol::Patrol;
 use crate::random;
 use crate::settings::Settings;
 use crate::transport::Line;
@@ -69,7 +67,8 @@ pub(crate) struct Watch {
     news: u64,
     /// When the lease ends, as the ear was told.
     pub(crate) ends: Option<Instant>,
-    sleepers: Vec<(u64, Thread)>,
+    /// By number, which is the order in which they fell asleep.
+    sleepers: BTreeMap<u64, Caller>,
     users: usize,
 }
 
@@ -96,9 +95,7 @@ impl Watch {
 
     /// Wakes everybody who sleeps, to look at the watch again.
     pub(crate) fn rouse(&self) {
-        for (_, sleeper) in &self.sleepers {
-            sleeper.unpark();
-        }
+        self.sleepers.values().for_each(Caller::wake);
     }
 }
 
@@ -137,7 +134,7 @@ impl Ear {
     /// Prepares to wait for `lock`.
     pub fn waiter(self: &Arc<Self>, lock: &Name) -> Waiter {
         let (ear, lock) = (Arc::clone(self), Arc::clone(lock));
-        Waiter { ear, lock, known: None, tries: 0, generation: fork::generation() }
+        Waiter { ear, lock, known: None, tries: 0, nap: None, generation: fork::generation() }
     }
 }
 
@@ -158,21 +155,34 @@ pub struct Waiter {
     /// The news that were known before the attempt at hand; none before the first wait.
     known: Option<u64>,
     tries: u32,
+    nap: Option<Nap>,
     generation: u64,
 }
 
+/// The sleep between two attempts.
+struct Nap {
+    /// When the holder's lease ends, as the failed attempt said.
+    held_until: Option<Instant>,
+    /// How long to leave the server alone where nobody tells.
+    pause: Instant,
+    /// The number among the sleepers, once it is on the board.
+    number: Option<u64>,
+}
+
+/// What a look at the watch says.
+pub enum Look {
+    /// Another attempt makes sense.
+    Try,
+    /// The time is over.
+    Over,
+    /// Sleep, until woken or until then.
+    Sleep(Instant),
+}
+
 impl Waiter {
-    /// After a failed attempt: sleeps until another one makes sense, and says `true`; or until `end`,
-    /// and says `false`.
-    ///
-    /// `held_until` is when the holder's lease ends, as the attempt said.
-    pub fn sleep(
-        &mut self,
-        held_until: Option<Instant>,
-        end: Instant,
-        patrol: &mut Patrol<'_>,
-    ) -> Result<bool> {
-        let known = *self.known.get_or_insert_with(|| {
+    /// After a failed attempt, which said when the holder's lease ends: begins to sleep.
+    pub fn lie_down(&mut self, held_until: Option<Instant>) {
+        self.known.get_or_insert_with(|| {
             let mut board = self.ear.board();
             let watch = board.watches.entry(Arc::clone(&self.lock)).or_default();
             watch.users += 1;
@@ -180,66 +190,71 @@ impl Waiter {
         });
         self.tries += 1;
         let pause = Instant::now() + self.pause();
-        let again = loop {
-            let now = Instant::now();
-            let left = end.saturating_duration_since(now);
-            if left <= ATTEMPT {
-                std::thread::sleep(left);
-                break false;
-            }
-            patrol.pass(now)?;
-            let until = (now + left.saturating_sub(ATTEMPT)).min(patrol.next());
-            match self.doze(known, held_until, pause, until) {
-                Dozed::Try => break true,
-                Dozed::On => {}
-            }
-        };
-        self.known = self.ear.board().watches.get(&self.lock).map(|watch| watch.news);
-        Ok(again)
+        self.nap = Some(Nap { held_until, pause, number: None });
     }
 
-    /// Sleeps once, until woken or until the first of all that may end the wait.
-    fn doze(
-        &self,
-        known: u64,
-        held_until: Option<Instant>,
-        pause: Instant,
-        until: Instant,
-    ) -> Dozed {
-        let (me, wake_at) = {
-            let mut board = self.ear.board();
-            let me = board.next_sleeper;
-            board.next_sleeper += 1;
-            let Some(watch) = board.watches.get_mut(&self.lock) else { return Dozed::Try };
-            if watch.news != known {
-                return Dozed::Try;
-            }
-            let wanted = watch.state == State::Idle;
-            if wanted {
-                watch.state = State::Wanted;
-            }
-            let due = match (watch.state, watch.ends.or(held_until)) {
-                (State::Listening, ends) => ends,
-                (_, ends) => Some(ends.map_or(pause, |ends| ends.min(pause))),
-            };
-            if due.is_some_and(|due| due <= Instant::now()) {
-                if watch.state == State::Listening {
-                    // If the attempt fails again, this lease was not the last: ask anew.
-                    (watch.state, watch.ends) = (State::Idle, None);
-                }
-                return Dozed::Try;
-            }
-            watch.sleepers.push((me, std::thread::current()));
-            if wanted {
-                crate::ear::wake(&self.ear, &mut board);
-            }
-            (me, due.map_or(until, |due| due.min(until)))
+    /// Whether to sleep on, until `end`. It takes somebody awake to ask: the caller is woken when
+    /// there is news.
+    pub fn look(&mut self, now: Instant, end: Instant, caller: &Caller) -> Look {
+        let left = end.saturating_duration_since(now);
+        let look = if left.is_zero() {
+            Look::Over
+        } else if left <= ATTEMPT {
+            Look::Sleep(end)
+        } else {
+            self.look_at_the_board(now, now + left.saturating_sub(ATTEMPT), caller)
         };
-        std::thread::park_timeout(wake_at.saturating_duration_since(Instant::now()));
-        if let Some(watch) = self.ear.board().watches.get_mut(&self.lock) {
-            watch.sleepers.retain(|(sleeper, _)| *sleeper != me);
+        if !matches!(look, Look::Sleep(_)) {
+            self.get_up();
         }
-        Dozed::On
+        look
+    }
+
+    fn look_at_the_board(&mut self, now: Instant, until: Instant, caller: &Caller) -> Look {
+        let (Some(nap), Some(known)) = (&mut self.nap, self.known) else { return Look::Try };
+        let mut board = self.ear.board();
+        let next = board.next_sleeper;
+        let Some(watch) = board.watches.get_mut(&self.lock) else { return Look::Try };
+        if watch.news != known {
+            return Look::Try;
+        }
+        let wanted = watch.state == State::Idle;
+        if wanted {
+            watch.state = State::Wanted;
+        }
+        let due = match (watch.state, watch.ends.or(nap.held_until)) {
+            (State::Listening, ends) => ends,
+            (_, ends) => Some(ends.map_or(nap.pause, |ends| ends.min(nap.pause))),
+        };
+        if due.is_some_and(|due| due <= now) {
+            if watch.state == State::Listening {
+                // If the attempt fails again, this lease was not the last: ask anew.
+                (watch.state, watch.ends) = (State::Idle, None);
+            }
+            return Look::Try;
+        }
+        if nap.number.is_none() {
+            nap.number = Some(next);
+            watch.sleepers.insert(next, caller.clone());
+            board.next_sleeper += 1;
+        }
+        if wanted {
+            crate::ear::wake(&self.ear, &mut board);
+        }
+        Look::Sleep(due.map_or(until, |due| due.min(until)))
+    }
+
+    /// Leaves the sleepers, and knows the news so far.
+    fn get_up(&mut self) {
+        let Some(nap) = self.nap.take() else { return };
+        let mut board = self.ear.board();
+        let watch = board.watches.get_mut(&self.lock);
+        self.known = watch.map(|watch| {
+            if let Some(number) = nap.number {
+                watch.sleepers.remove(&number);
+            }
+            watch.news
+        });
     }
 
     /// How long to leave the server alone where it does not tell: 2 ms, doubled with each try up to
@@ -250,17 +265,13 @@ impl Waiter {
     }
 }
 
-enum Dozed {
-    Try,
-    On,
-}
-
 impl Drop for Waiter {
     fn drop(&mut self) {
         // In a child of a fork the board may be locked for ever.
         if self.known.is_none() || self.generation != fork::generation() {
             return;
         }
+        self.get_up();
         let mut board = self.ear.board();
         if let Some(watch) = board.watches.get_mut(&self.lock) {
             watch.users -= 1;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import redis.asyncio
 import redis.sentinel
 import seckill
 import valkey
+import valkey.asyncio
 from seckill import _settings
 from seckill._settings import resolve
 
@@ -179,7 +181,11 @@ class TestUrl:
             assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("library", [redis.Redis, valkey.Valkey], ids=["redis-py", "valkey-py"])
+@pytest.mark.parametrize(
+    "library",
+    [redis.Redis, redis.asyncio.Redis, valkey.Valkey, valkey.asyncio.Valkey],
+    ids=["redis-py", "redis-py asyncio", "valkey-py", "valkey-py asyncio"],
+)
 class TestInstance:
     @pytest.mark.parametrize(
         ("keywords", "settings"),
@@ -220,7 +226,7 @@ class TestInstance:
 
     def test_made_from_a_url(self, library: type[redis.Redis]) -> None:
         client = library.from_url(
-            "redis://u:p@h:7000/2" if library is redis.Redis else "valkey://u:p@h:7000/2"
+            "redis://u:p@h:7000/2" if "redis" in library.__module__ else "valkey://u:p@h:7000/2"
         )
         read = resolve(client, {})
         place = {"host": "h", "port": 7000, "db": 2, "username": "u", "password": "p"}
@@ -232,7 +238,8 @@ class TestInstance:
         )
 
     def test_with_a_bare_pool(self, library: type[redis.Redis]) -> None:
-        pool = redis.ConnectionPool() if library is redis.Redis else valkey.ConnectionPool()
+        package = sys.modules[library.__module__.rpartition(".")[0]]
+        pool = package.ConnectionPool()
         read = resolve(library(connection_pool=pool), {})
         assert read["host"] == "localhost"
 
@@ -247,10 +254,6 @@ class TestInstance:
 
 
 class TestOtherSources:
-    def test_asyncio(self) -> None:
-        with pytest.raises(TypeError, match="an asyncio client is not supported by this version"):
-            resolve(redis.asyncio.Redis(), {})  # type: ignore[arg-type]
-
     def test_sentinel(self) -> None:
         client = redis.sentinel.Sentinel([("localhost", 1)]).master_for("mymaster")
         with pytest.raises(TypeError, match="Sentinel is not supported by this version"):

@@ -1,4 +1,7 @@
-"""Flash sales on Redis or Valkey that never oversell: four drop-in functions over a Rust core."""
+"""Flash sales on Redis or Valkey that never oversell: four drop-in functions over a Rust core.
+
+Their asyncio twins are in `seckill.aio`.
+"""
 
 from seckill._client import Client, configure
 from seckill._core import acquire_lock, incr_inventory, release_lock, update_inventory
@@ -40,10 +43,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    # Only when asked: importlib.metadata costs more than all the rest of the import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from seckill import aio as aio
+
+
+def __getattr__(name: str) -> object:
+    # Only when asked: either costs more than all the rest of the import.
     if name == "__version__":
         from importlib.metadata import version
 
         return version("seckill")
+    if name == "aio":
+        from importlib import import_module
+
+        return import_module("seckill.aio")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Client(_core.CoreClient):
-    """The four functions as methods, on one server; shared by all threads of the process.
+    """The four functions as methods, on one server; shared by all threads and tasks of the process.
 
     Nothing is sent, opened or started before the first call. After a fork the child connects
     anew. A client can be pickled: its settings travel, password included, its connection does not.
 
     Args:
         source: a URL (`redis://`, `valkey://`, `unix://`), or an existing `redis.Redis` or
-            `valkey.Valkey`, whose connection settings are read. None: the keywords; and if they do
+            `valkey.Valkey` (or asyncio twin), whose connection settings are read. None: the keywords; and if they do
             not say where or as whom to connect, the environment variable SECKILL_REDIS_URL, else
             REDIS_URL, else `redis://localhost:6379/0`.
         options: the keywords of `redis.Redis` (`host`, `port`, `db`, `username`, `password`,
@@ -38,9 +38,10 @@ class Client(_core.CoreClient):
 
     Examples:
         >>> import seckill
-        >>> with seckill.embedded() as server, seckill.Client(server.url) as client:
-        ...     client.incr_inventory("inventory", 10)
-        ...     client.update_inventory("lockname", "inventory", -3)
+        >>> with seckill.embedded() as server:
+        ...     with seckill.Client(server.url) as client:
+        ...         client.incr_inventory("inventory", 10)
+        ...         client.update_inventory("lockname", "inventory", -3)
     """
 
     def __new__(cls, source: str | RedisLike | None = None, /, **options: Unpack[Options]) -> Self:
@@ -71,7 +72,7 @@ def _restore(cls: type[Client], settings: dict[str, object]) -> Client:
 
 
 def configure(source: str | RedisLike | None = None, /, **options: Unpack[Options]) -> Client:
-    """Set which server the functions of this process talk to.
+    """Set which server the functions of this process talk to: those that are awaited, too.
 
     Without it they use what `Client()` finds in the environment. It sends nothing. Call it at
     start: locks that were taken through the former default client stay with that one.

@@ -160,8 +160,6 @@ def _of_client(client: RedisLike) -> dict[str, object]:
     settings = getattr(pool, "connection_kwargs", None)
     if pool is None or not isinstance(settings, dict):
         raise TypeError(f"source must be a URL, redis.Redis or valkey.Valkey, not {name}")
-    if ".asyncio." in f"{type(client).__module__}.":
-        raise TypeError(f"{name}: an asyncio client {UNSUPPORTED}")
     if hasattr(pool, "service_name"):
         raise TypeError(f"{name}: following Sentinel {UNSUPPORTED}")
     ancestors = getattr(pool, "connection_class", object).__mro__

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::caller::Caller;
 
 fn name(text: &str) -> Name {
     Name::from(text.as_bytes())
@@ -16,11 +17,15 @@ fn update(key: &str, change: i64, token: Option<[u8; 32]>) -> Arc<Step> {
 }
 
 fn step(ask: Ask) -> Arc<Step> {
-    Arc::new(Step::orphan(ask, Instant::now() + Duration::from_mins(1), 0))
+    step_until(ask, Instant::now() + Duration::from_mins(1))
 }
 
-fn gather(queue: &mut Vec<Arc<Step>>) -> Batch {
-    Batch::gather(1, queue, Instant::now())
+fn step_until(ask: Ask, deadline: Instant) -> Arc<Step> {
+    Arc::new(Step::new(ask, deadline, 0, Caller::Nobody))
+}
+
+fn gather(backlog: &mut VecDeque<Arc<Step>>) -> Batch {
+    Batch::gather(1, backlog, Instant::now())
 }
 
 /// What `scripts/stock.lua` answers, in the plainest words.
@@ -53,7 +58,7 @@ proptest! {
         changes in proptest::collection::vec(prop_oneof![Just(-1i64), -3i64..4, any::<i64>()], 1..40),
     ) {
         let steps: Vec<_> = changes.iter().map(|&change| update("stock", change, None)).collect();
-        let mut queue = steps.clone();
+        let mut queue: VecDeque<_> = steps.iter().cloned().collect();
         let mut batch = gather(&mut queue);
         prop_assert!(queue.is_empty());
         prop_assert_eq!(batch.calls(), 1);
@@ -85,7 +90,7 @@ proptest! {
             1 => step(Ask::Acquire { lock: name("lock"), token: [b'a'; 32], lease: 1 }),
             _ => step(Ask::Release { lock: name("lock"), token: [b'a'; 32] }),
         };
-        let mut batch = gather(&mut vec![Arc::clone(&step)]);
+        let mut batch = gather(&mut VecDeque::from([Arc::clone(&step)]));
         let (_, late) = hear(&mut batch, 0, &answer);
         prop_assert!(step.reply().is_some() || late.len() == 1);
     }
@@ -93,7 +98,7 @@ proptest! {
 
 #[test]
 fn a_crowd_with_one_wish_is_one_run() {
-    let mut queue: Vec<_> = (0..1000).map(|_| update("stock", -1, None)).collect();
+    let mut queue: VecDeque<_> = (0..1000).map(|_| update("stock", -1, None)).collect();
     let batch = gather(&mut queue);
     assert_eq!(batch.calls[0].runs, [(-1, 1000)]);
 }
@@ -101,13 +106,13 @@ fn a_crowd_with_one_wish_is_one_run() {
 #[test]
 fn a_batch_holds_one_call_for_each_record() {
     let mine = Some([b'a'; 32]);
-    let mut queue = vec![
+    let mut queue = VecDeque::from([
         update("a", -1, None),
         update("b", -1, None),
         update("a", -1, mine),
         update("a", -2, None),
         step(Ask::Incr { key: name("b"), change: 1 }),
-    ];
+    ]);
     let batch = gather(&mut queue);
     assert_eq!(batch.calls(), 2);
     assert_eq!(batch.calls[0].runs, [(-1, 1), (-2, 1)]);
@@ -117,34 +122,74 @@ fn a_batch_holds_one_call_for_each_record() {
 }
 
 #[test]
+fn nobody_goes_before_who_found_no_room() {
+    // Each change differs from the one before it: as many runs as a call may have, and one more.
+    let changes = (0..=MOST_RUNS).map(|index| if index % 2 == 0 { -1 } else { -2 });
+    let mut queue: VecDeque<_> = changes.map(|change| update("a", change, None)).collect();
+    let last = queue.back().cloned().expect("there");
+    queue.push_back(update("a", -2, None));
+    let batch = gather(&mut queue);
+    assert_eq!((batch.steps(), queue.len()), (MOST_RUNS, 2));
+    assert!(Arc::ptr_eq(&queue[0], &last), "in order of arrival");
+}
+
+#[test]
+fn a_backlog_of_any_length_is_looked_at_a_batch_at_a_time() {
+    let mut queue: VecDeque<_> = (0..3 * MOST_STEPS).map(|_| update("a", -1, None)).collect();
+    assert_eq!(gather(&mut queue).steps(), MOST_STEPS);
+    let keys = (0..3 * MOST_STEPS).map(|key| update(&key.to_string(), -1, None));
+    let mut queue: VecDeque<_> = keys.collect();
+    assert_eq!(gather(&mut queue).steps(), MOST_CALLS);
+    assert_eq!(queue.len(), 3 * MOST_STEPS - MOST_CALLS);
+    assert_eq!(queue[0].ask, update(&MOST_CALLS.to_string(), -1, None).ask);
+}
+
+#[test]
 fn who_has_left_or_is_out_of_time_is_not_taken_along() {
     let (gone, here) = (update("a", -1, None), update("a", -1, None));
     gone.leave();
     let ask = Ask::Incr { key: name("a"), change: 1 };
-    let over = Arc::new(Step::orphan(ask, Instant::now(), 0));
-    let mut queue = vec![gone, here, over];
+    let over = step_until(ask, Instant::now());
+    let mut queue = VecDeque::from([gone, here, over]);
     let batch = gather(&mut queue);
     assert_eq!((batch.steps(), queue.len()), (1, 0));
 }
 
-#[test]
-fn the_deadline_of_a_batch_is_also_that_of_a_caller_who_has_left() {
+/// The deadline of a batch with a step until each of these, on a server whose time begins now; the
+/// first caller leaves before it is packed.
+fn deadline_of(ends: [Duration; 2], patience: Duration) -> i64 {
     let now = Instant::now();
     let ask = Ask::Incr { key: name("a"), change: 1 };
-    let hasty = Arc::new(Step::orphan(ask.clone(), now + Duration::from_secs(1), 0));
-    let patient = Arc::new(Step::orphan(ask, now + Duration::from_mins(1), 0));
-    let mut batch = gather(&mut vec![Arc::clone(&hasty), patient]);
-    hasty.leave();
+    let steps = ends.map(|end| step_until(ask.clone(), now + end));
+    let mut batch = gather(&mut VecDeque::from(steps.clone()));
+    steps[0].leave();
     let (clock, mut out) = (ServerClock::new(0, now), Vec::new());
-    batch.pack(now, Duration::from_mins(1), "session", &clock, &mut out);
+    batch.pack(now + Duration::from_secs(1), patience, "session", &clock, &mut out);
     let sent = String::from_utf8(out).expect("all ASCII");
-    assert!(sent.contains("\r\n1000000\r\n"), "{sent}");
+    let words: Vec<_> = sent.split("\r\n").filter(|word| !word.starts_with('$')).collect();
+    // EVALSHA, the hash, 2, two keys, the number, the deadline.
+    words[7].parse().expect("a number")
+}
+
+#[test]
+fn the_deadline_of_a_batch_is_also_that_of_a_caller_who_has_left() {
+    let ends = [Duration::from_secs(3), Duration::from_mins(1)];
+    assert_eq!(deadline_of(ends, Duration::from_mins(1)), 3_000_000);
+}
+
+#[test]
+fn what_a_caller_left_is_not_done_long_after_for_the_sake_of_others() {
+    let ends = [Duration::from_mins(1), Duration::from_mins(1)];
+    let patience = Duration::from_millis(500);
+    let limit = i64::try_from(patience.as_micros()).expect("small");
+    // The others' batch is packed, perhaps again, a second later.
+    assert!((limit..limit + 400_000).contains(&deadline_of(ends, patience)));
 }
 
 #[test]
 fn a_late_batch_goes_back_to_its_callers_to_try_again() {
     let step = update("a", -1, None);
-    let mut batch = gather(&mut vec![Arc::clone(&step)]);
+    let mut batch = gather(&mut VecDeque::from([Arc::clone(&step)]));
     let (heard, late) = hear(&mut batch, 0, "L");
     assert_eq!((heard, late.len()), (Heard::Answer, 1));
     assert!(batch.answered() && step.wanted());

@@ -7,10 +7,41 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMemoryView, PyString, PyType};
 
+use crate::call::Wish;
 use crate::names::Name;
 
 /// The longest time, in milliseconds: 139 years, which fits every clock on the way.
 const LONGEST_MS: f64 = 4_398_046_511_104.0;
+
+/// The arguments of `acquire_lock`, and how long to wait.
+pub fn acquire(
+    lockname: &Bound<'_, PyAny>,
+    acquire_time: &Given<'_, u64>,
+    time_out: &Given<'_, u64>,
+) -> PyResult<(Wish, Duration)> {
+    let lock = name("lockname", lockname)?;
+    let lease = acquire_time.lease("acquire_time")?;
+    Ok((Wish::Acquire { lock, lease }, time_out.time_out("time_out")?))
+}
+
+/// The arguments of `incr_inventory`.
+pub fn incr(key: &Bound<'_, PyAny>, change_num: &Given<'_, i64>) -> PyResult<Wish> {
+    Ok(Wish::Incr { key: name("key", key)?, change: change_num.change("change_num")? })
+}
+
+/// The arguments of `update_inventory`, and how long to wait. The lease is only checked.
+pub fn update(
+    lockname: &Bound<'_, PyAny>,
+    key: &Bound<'_, PyAny>,
+    change_num: &Given<'_, i64>,
+    acquire_time: &Given<'_, u64>,
+    time_out: &Given<'_, u64>,
+) -> PyResult<(Wish, Duration)> {
+    let (lock, key) = (name("lockname", lockname)?, name("key", key)?);
+    let change = change_num.change("change_num")?;
+    acquire_time.lease("acquire_time")?;
+    Ok((Wish::Update { lock, key, change }, time_out.time_out("time_out")?))
+}
 
 fn wrong_type(argument: &str, wanted: &str, given: &Bound<'_, PyAny>) -> PyErr {
     match given.get_type().name() {

@@ -2,19 +2,19 @@
 
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::args::{self, Given};
-use super::{errors, gate};
+use super::{errors, gate, owners};
+use crate::call::{Call, Wish};
+use crate::caller::Caller;
 use crate::client::Client;
-use crate::client::Owner;
-use crate::error::Result;
 use crate::fork;
 use crate::patrol::Patrol;
 use crate::settings::{Address, Settings, duration};
@@ -40,8 +40,12 @@ struct Living {
 
 impl Living {
     fn new(settings: &Settings) -> Self {
-        let client = ManuallyDrop::new(Arc::new(Client::new(settings.clone())));
-        Self { generation: fork::generation(), client }
+        let (client, generation) = (Arc::new(Client::new(settings.clone())), fork::generation());
+        let mut clients = CLIENTS.lock();
+        // What was inherited is not even looked at.
+        clients.retain(|(made, client)| *made == generation && client.strong_count() > 0);
+        clients.push((generation, Arc::downgrade(&client)));
+        Self { generation, client: ManuallyDrop::new(client) }
     }
 
     fn is_ours(&self) -> bool {
@@ -60,8 +64,22 @@ impl Drop for Living {
     }
 }
 
+/// Those of the process, with the generation each was made in. Only locked while attached to Python.
+static CLIENTS: Mutex<Vec<(u64, Weak<Client>)>> = Mutex::new(Vec::new());
+
+/// Before the interpreter ends: whatever is still to be undone is done, unless the server is away.
+#[pyfunction]
+#[pyo3(signature = ())]
+pub fn settle(py: Python<'_>) {
+    let clients = CLIENTS.lock().clone();
+    let ours = clients.into_iter().filter(|(made, _)| *made == fork::generation());
+    let ours: Vec<_> = ours.filter_map(|(_, client)| client.upgrade()).collect();
+    py.detach(|| ours.iter().for_each(|client| client.settle()));
+}
+
 impl CoreClient {
-    fn client(&self) -> Arc<Client> {
+    /// The core's client, of this process.
+    pub fn client(&self) -> Arc<Client> {
         let living = self.living.read();
         if living.is_ours() {
             return Arc::clone(&living.client);
@@ -74,13 +92,10 @@ impl CoreClient {
         Arc::clone(&living.client)
     }
 
-    /// Runs a call of the core without the GIL; signal handlers run once a slice.
-    fn run<T: Send>(
-        &self,
-        py: Python<'_>,
-        call: impl FnOnce(&Client, &mut Patrol<'_>) -> Result<T> + Send,
-    ) -> PyResult<T> {
+    /// Runs a call of the calling thread without the GIL; signal handlers run once a slice.
+    fn run(&self, py: Python<'_>, wish: Wish, time_out: Option<Duration>) -> PyResult<bool> {
         let client = self.client();
+        let owner = owners::this_thread();
         let mut raised = None;
         let result = py.detach(|| {
             // While the interpreter finalizes there is nobody to run handlers for.
@@ -92,7 +107,8 @@ impl CoreClient {
                 Some(Ok(())) | None => true,
             };
             gate::leave();
-            let result = call(&client, &mut Patrol::new(&mut look));
+            let call = Call::new(&client, wish, time_out, owner, Caller::this_thread());
+            let result = client.wait(call, &mut Patrol::new(&mut look));
             gate::enter();
             result
         });
@@ -106,13 +122,6 @@ impl CoreClient {
 
 fn run_signal_handlers(py: Python<'_>) -> PyResult<()> {
     py.check_signals()
-}
-
-/// The calling thread, by a number that is never used again.
-fn owner() -> Owner {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    thread_local!(static OWNER: Owner = NEXT.fetch_add(1, Ordering::Relaxed));
-    OWNER.with(|owner| *owner)
 }
 
 #[pymethods]
@@ -170,19 +179,15 @@ impl CoreClient {
         acquire_time: Given<'_, u64>,
         time_out: Given<'_, u64>,
     ) -> PyResult<bool> {
-        let lock = args::name("lockname", lockname)?;
-        let lease = acquire_time.lease("acquire_time")?;
-        let time_out = time_out.time_out("time_out")?;
-        self.run(py, |client, patrol| client.acquire_lock(&lock, lease, time_out, owner(), patrol))
+        let (wish, time_out) = args::acquire(lockname, &acquire_time, &time_out)?;
+        self.run(py, wish, Some(time_out))
     }
 
     #[doc = include_str!("docs/release_lock.txt")]
     #[pyo3(signature = (lockname))]
     pub fn release_lock(&self, py: Python<'_>, lockname: &Bound<'_, PyAny>) -> PyResult<()> {
         let lock = args::name("lockname", lockname)?;
-        let released =
-            self.run(py, |client, patrol| client.release_lock(&lock, owner(), patrol))?;
-        if !released {
+        if !self.run(py, Wish::Release { lock: Arc::clone(&lock) }, None)? {
             log_not_held(py, &lock)?;
         }
         Ok(())
@@ -196,9 +201,7 @@ impl CoreClient {
         key: &Bound<'_, PyAny>,
         change_num: Given<'_, i64>,
     ) -> PyResult<()> {
-        let key = args::name("key", key)?;
-        let change = change_num.change("change_num")?;
-        self.run(py, |client, patrol| client.incr_inventory(&key, change, patrol))
+        self.run(py, args::incr(key, &change_num)?, None).map(drop)
     }
 
     #[doc = include_str!("docs/update_inventory.txt")]
@@ -213,14 +216,8 @@ impl CoreClient {
         acquire_time: Given<'_, u64>,
         time_out: Given<'_, u64>,
     ) -> PyResult<()> {
-        let (lock, key) = (args::name("lockname", lockname)?, args::name("key", key)?);
-        let change = change_num.change("change_num")?;
-        acquire_time.lease("acquire_time")?;
-        let time_out = time_out.time_out("time_out")?;
-        let owner = owner();
-        self.run(py, |client, patrol| {
-            client.update_inventory(&lock, &key, change, time_out, owner, patrol)
-        })
+        let (wish, time_out) = args::update(lockname, key, &change_num, &acquire_time, &time_out)?;
+        self.run(py, wish, Some(time_out)).map(drop)
     }
 
     /// Close the connections; the next call opens them again.
@@ -288,7 +285,7 @@ impl CoreClient {
 }
 
 /// "A debug log line": only where logging is in use, for importing it costs more than a sale.
-fn log_not_held(py: Python<'_>, lock: &[u8]) -> PyResult<()> {
+pub fn log_not_held(py: Python<'_>, lock: &[u8]) -> PyResult<()> {
     let modules = py.import("sys")?.getattr("modules")?;
     if let Ok(logging) = modules.get_item("logging") {
         let logger = logging.call_method1("getLogger", ("seckill",))?;

@@ -9,7 +9,8 @@ use super::client::CoreClient;
 /// Only locked while attached to Python, as the client's own lock.
 static DEFAULT: RwLock<Option<Py<CoreClient>>> = RwLock::new(None);
 
-fn default(py: Python<'_>) -> PyResult<Py<CoreClient>> {
+/// The process's default client, which both faces share.
+pub fn default(py: Python<'_>) -> PyResult<Py<CoreClient>> {
     if let Some(client) = &*DEFAULT.read() {
         return Ok(client.clone_ref(py));
     }

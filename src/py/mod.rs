@@ -6,11 +6,15 @@
 // The docstrings are Python's; and pyo3 hands arguments over by value.
 #![allow(clippy::doc_markdown, clippy::doc_link_with_quotes, clippy::needless_pass_by_value)]
 
+mod aio;
 mod args;
+mod bridge;
 mod client;
 mod errors;
 mod functions;
 mod gate;
+mod owners;
+mod pending;
 
 use pyo3::prelude::*;
 
@@ -18,7 +22,12 @@ use pyo3::prelude::*;
 #[pymodule(name = "_core")]
 mod core {
     #[pymodule_export]
-    use super::client::CoreClient;
+    use super::aio::{
+        begin_acquire_lock, begin_close, begin_incr_inventory, begin_release_lock,
+        begin_update_inventory,
+    };
+    #[pymodule_export]
+    use super::client::{CoreClient, settle};
     #[pymodule_export]
     use super::functions::{
         acquire_lock, get_default, incr_inventory, release_lock, set_default, update_inventory,
@@ -32,6 +41,8 @@ mod core {
             module.getattr(name)?.setattr("__module__", "seckill")?;
         }
         super::gate::set_up();
+        super::owners::set_up();
+        module.py().import("atexit")?.call_method1("register", (module.getattr("settle")?,))?;
         Ok(crate::fork::watch()?)
     }
 }

@@ -73,15 +73,28 @@ if type(redis.pcall('INCRBY', scratch, '0')) == 'table' then
   return record('I ' .. string.sub(stock, 1, 64))
 end
 for i = 5, #ARGV, 2 do
-  local granted = 0
-  for _ = 1, tonumber(ARGV[i + 1]) do
-    if type(redis.pcall('INCRBY', scratch, ARGV[i])) == 'table' then break end
-    local value = call('GET', scratch)
-    if floor and string.sub(value, 1, 1) == '-' then
-      call('SET', scratch, after, 'PX', ARGV[3])
-      break
+  local change, left, granted = tonumber(ARGV[i]), tonumber(ARGV[i + 1]), 0
+  -- As many at once as can be told exactly and are granted together; where not, half as many.
+  local step = left
+  while left > 0 do
+    step = math.min(step, left)
+    if floor and string.sub(after, 1, 1) == '-' then step = 1 end
+    while step > 1 and math.abs(change * step) >= 2 ^ 53 do step = math.floor(step / 2) end
+    local by = step > 1 and string.format('%.0f', change * step) or ARGV[i]
+    local refused = type(redis.pcall('INCRBY', scratch, by)) == 'table'
+    if not refused then
+      local value = call('GET', scratch)
+      refused = floor and string.sub(value, 1, 1) == '-'
+      if refused then
+        call('SET', scratch, after, 'PX', ARGV[3])
+      else
+        after, granted, left, any = value, granted + step, left - step, true
+      end
     end
-    after, granted, any = value, granted + 1, true
+    if refused then
+      if step == 1 then break end
+      step = math.floor(step / 2)
+    end
   end
   out[#out + 1] = string.format('%.0f ', granted) .. after
 end

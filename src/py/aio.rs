@@ -1,0 +1,95 @@
+//! The four functions for tasks of an event loop: what the coroutines of `seckill.aio` await.
+//!
+//! Each begins a call and returns what is to be awaited; `client` is whose call it is, None for the
+//! process's default client.
+
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use super::args::{self, Given};
+use super::bridge::Bridge;
+use super::client::CoreClient;
+use super::functions::default;
+use super::owners;
+use super::pending::PendingCall;
+use crate::call::{Call, Wish};
+use crate::holdings::Owner;
+
+fn begin(
+    py: Python<'_>,
+    client: Option<&Bound<'_, CoreClient>>,
+    wish: Wish,
+    time_out: Option<Duration>,
+    owner: impl FnOnce(Python<'_>) -> PyResult<Owner>,
+) -> PyResult<Py<PendingCall>> {
+    // First, for outside of a loop there is no task either.
+    let bridge = Bridge::of_running_loop(py)?;
+    let owner = owner(py)?;
+    let client = match client {
+        Some(client) => client.get().client(),
+        None => default(py)?.get().client(),
+    };
+    Bridge::begin(bridge.bind(py), |caller| Call::new(&client, wish, time_out, owner, caller))
+}
+
+/// What `seckill.aio.acquire_lock` awaits.
+#[pyfunction]
+#[pyo3(signature = (client, lockname, acquire_time, time_out))]
+pub fn begin_acquire_lock(
+    py: Python<'_>,
+    client: Option<&Bound<'_, CoreClient>>,
+    lockname: &Bound<'_, PyAny>,
+    acquire_time: Given<'_, u64>,
+    time_out: Given<'_, u64>,
+) -> PyResult<Py<PendingCall>> {
+    let (wish, time_out) = args::acquire(lockname, &acquire_time, &time_out)?;
+    begin(py, client, wish, Some(time_out), owners::this_task)
+}
+
+/// What `seckill.aio.release_lock` awaits.
+#[pyfunction]
+#[pyo3(signature = (client, lockname))]
+pub fn begin_release_lock(
+    py: Python<'_>,
+    client: Option<&Bound<'_, CoreClient>>,
+    lockname: &Bound<'_, PyAny>,
+) -> PyResult<Py<PendingCall>> {
+    let wish = Wish::Release { lock: args::name("lockname", lockname)? };
+    begin(py, client, wish, None, owners::this_task_if_known)
+}
+
+/// What `seckill.aio.incr_inventory` awaits.
+#[pyfunction]
+#[pyo3(signature = (client, key, change_num))]
+pub fn begin_incr_inventory(
+    py: Python<'_>,
+    client: Option<&Bound<'_, CoreClient>>,
+    key: &Bound<'_, PyAny>,
+    change_num: Given<'_, i64>,
+) -> PyResult<Py<PendingCall>> {
+    begin(py, client, args::incr(key, &change_num)?, None, owners::this_task_if_known)
+}
+
+/// What `seckill.aio.update_inventory` awaits.
+#[pyfunction]
+#[pyo3(signature = (client, lockname, key, change_num, acquire_time, time_out))]
+pub fn begin_update_inventory(
+    py: Python<'_>,
+    client: Option<&Bound<'_, CoreClient>>,
+    lockname: &Bound<'_, PyAny>,
+    key: &Bound<'_, PyAny>,
+    change_num: Given<'_, i64>,
+    acquire_time: Given<'_, u64>,
+    time_out: Given<'_, u64>,
+) -> PyResult<Py<PendingCall>> {
+    let (wish, time_out) = args::update(lockname, key, &change_num, &acquire_time, &time_out)?;
+    begin(py, client, wish, Some(time_out), owners::this_task_if_known)
+}
+
+/// What `seckill.aio.Client.close` awaits: that nothing is left to be undone.
+#[pyfunction]
+#[pyo3(signature = (client))]
+pub fn begin_close(py: Python<'_>, client: &Bound<'_, CoreClient>) -> PyResult<Py<PendingCall>> {
+    begin(py, Some(client), Wish::Close, None, owners::this_task_if_known)
+}
