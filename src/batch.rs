@@ -101,6 +101,24 @@ impl Call {
         }
     }
 
+    /// The call is about to be sent. Steps whose callers have left are not sent, unless the server may
+    /// have run the call before: then it is to be asked for as it was.
+    fn mark_sent(&mut self, in_doubt: bool) {
+        let before = self.steps.len();
+        self.steps.retain(|step| step.mark_sent() || in_doubt);
+        self.answered = self.steps.is_empty();
+        if self.steps.len() == before || self.runs.is_empty() {
+            return;
+        }
+        self.runs.clear();
+        for change in self.steps.iter().filter_map(|step| change_of(&step.ask)) {
+            match self.runs.last_mut() {
+                Some((last, count)) if *last == change => *count += 1,
+                _ => self.runs.push((change, 1)),
+            }
+        }
+    }
+
     fn pack(&self, batch: &[u8], deadline: &[u8], session: &str, out: &mut Vec<u8>) {
         let source = self.script.source();
         let life = RECORD_LIFE.as_millis().to_string();
@@ -273,6 +291,9 @@ impl Batch {
         out: &mut Vec<u8>,
     ) -> Vec<usize> {
         let first = *self.first_sent.get_or_insert(now);
+        for call in self.calls.iter_mut().filter(|call| !call.answered) {
+            call.mark_sent(self.in_doubt);
+        }
         // Also of the callers that have left: what they raised on must not happen later.
         let open = self.calls.iter().filter(|call| !call.answered);
         let steps = open.flat_map(|call| &call.steps);
@@ -281,9 +302,6 @@ impl Batch {
         let number = self.number.to_string();
         let mut sent = Vec::with_capacity(self.calls.len());
         for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| !call.answered) {
-            for step in &call.steps {
-                step.mark_sent();
-            }
             call.pack(number.as_bytes(), deadline.as_bytes(), session, out);
             sent.push(index);
         }

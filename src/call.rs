@@ -106,7 +106,7 @@ pub struct Call {
     /// When it ends at the latest.
     deadline: Instant,
     stage: Stage,
-    waiter: Option<Waiter>,
+    waiter: Option<Box<Waiter>>,
     acquiring: Option<Box<Acquiring>>,
     generation: u64,
 }
@@ -270,10 +270,10 @@ impl Call {
         let step = Arc::new(Step::new(ask, self.deadline, self.place, self.caller.clone()));
         let put = self.client.combiner.put(Arc::clone(&step));
         self.stage = Stage::Asking(step);
-        match put {
-            Ok(()) => None,
-            Err(error) => Some(self.fail(error)),
-        }
+        Some(match put {
+            Ok(()) => Progress::Wait(self.deadline),
+            Err(error) => self.fail(error),
+        })
     }
 
     fn hear(&mut self, reply: Reply) -> Option<Progress> {
@@ -289,7 +289,7 @@ impl Call {
                     acquiring.held = true;
                 }
                 let ear = &self.client.ear;
-                self.waiter.get_or_insert_with(|| ear.waiter(lock)).lie_down(until);
+                self.waiter.get_or_insert_with(|| Box::new(ear.waiter(lock))).lie_down(until);
                 self.stage = Stage::Sleeping;
                 return None;
             }
@@ -370,26 +370,29 @@ impl Call {
         }
     }
 
-    /// Gives the call up. What comes back, if anything, is a step that undoes it.
+    /// Gives the call up. What comes back, if anything, is a step that nobody waits for any more.
     ///
-    /// Also a lock is given back that was acquired for a caller who has not been told.
+    /// Also a lock is given back that was acquired for a caller who has not been told; and a release is
+    /// carried out all the same.
     pub fn abandon(&mut self) -> Option<Arc<Step>> {
-        let mut undoing = None;
+        let mut orphan = None;
         // In a forked child the call is the parent's.
         if self.generation == fork::generation() {
-            let acquired = self
-                .acquiring
-                .as_deref_mut()
-                .is_some_and(|acquiring| std::mem::take(&mut acquiring.acquired));
+            let acquiring = self.acquiring.as_deref_mut();
+            let acquired = acquiring.is_some_and(|it| std::mem::take(&mut it.acquired));
             if let Stage::Asking(step) = &self.stage {
-                self.client.combiner.leave(step);
-                undoing = self.undo();
+                let under_way = self.client.combiner.leave(step);
+                orphan = match &step.ask {
+                    Ask::Acquire { .. } if under_way => self.undo(),
+                    Ask::Release { lock, token } => Some(self.release(lock, *token)),
+                    _ => None,
+                };
             } else if acquired {
-                undoing = self.undo();
+                orphan = self.undo();
             }
         }
         self.finish();
-        undoing
+        orphan
     }
 
     /// The caller has been told the outcome: from here on it is the caller's.
@@ -399,15 +402,23 @@ impl Call {
 
     /// An acquire that may have succeeded, or may yet, must leave no lock that nobody holds.
     fn undo(&self) -> Option<Arc<Step>> {
-        let (Wish::Acquire { lock, lease }, Some(acquiring)) = (&self.wish, &self.acquiring) else {
+        let (Wish::Acquire { lock, .. }, Some(acquiring)) = (&self.wish, &self.acquiring) else {
             return None;
         };
         self.client.holdings.remove(lock, &acquiring.token);
-        // No longer than a call without a time-out of its own; then it is for the lease to end it.
+        Some(self.release(lock, acquiring.token))
+    }
+
+    /// Gives a lock back for nobody.
+    fn release(&self, lock: &Name, token: Token) -> Arc<Step> {
         let settings = self.client.settings();
-        let until = Instant::now() + (*lease).min(settings.timeout) + settings.socket_timeout;
-        let ask = Ask::Release { lock: Arc::clone(lock), token: acquiring.token };
-        Some(self.client.combiner.run_orphan(ask, until))
+        // No longer than a call without a time-out of its own; then it is for the lease to end it.
+        let lease = match &self.wish {
+            Wish::Acquire { lease, .. } => *lease,
+            _ => settings.timeout,
+        };
+        let until = Instant::now() + lease.min(settings.timeout) + settings.socket_timeout;
+        self.client.combiner.run_orphan(Ask::Release { lock: Arc::clone(lock), token }, until)
     }
 }
 

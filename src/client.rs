@@ -90,6 +90,12 @@ impl Client {
         }
     }
 
+    /// Whether anybody of this process may hold a lock.
+    #[must_use]
+    pub fn holds_locks(&self) -> bool {
+        !self.holdings.is_empty()
+    }
+
     /// Closes the connections that are not in use; the next call opens them again.
     pub fn close(&self) {
         self.combiner.disconnect();

@@ -44,6 +44,10 @@ const GRACE: Duration = Duration::from_millis(50);
 /// How long the pilot stays when there is nothing to do.
 const LINGER: Duration = Duration::from_secs(2);
 
+static ENOUGH_: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
+    std::env::var("ENOUGH").ok().and_then(|s| s.parse().ok()).unwrap_or(128)
+});
+
 /// How many steps may wait for their batch. Who comes when so many do is better told at once.
 const MOST_WAITING: usize = 1 << 20;
 
@@ -54,6 +58,8 @@ pub struct Combiner {
     session: Mutex<Session>,
     arrivals: AtomicU64,
     trouble: Arc<Mutex<String>>,
+    /// The pilot was woken, and has not looked yet. Only changed with the queue locked.
+    called: AtomicBool,
     /// Steps that nobody waits for, until they are answered.
     orphans: Mutex<Vec<Arc<Step>>>,
     /// Whoever frees the session with nothing left to do closes the connection.
@@ -69,8 +75,8 @@ struct Queue {
     taken: usize,
     /// The thread of the pilot, while there is one.
     pilot: Option<Thread>,
-    /// The pilot was woken, and has not looked yet.
-    called: bool,
+    /// Tasks are being woken that may have more to ask; the pilot is called when all of them are.
+    corked: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -80,6 +86,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// When the caller of a step goes.
 pub fn last_moment(step: &Step) -> Instant {
     if step.was_sent() { step.deadline + GRACE } else { step.deadline }
+}
+
+impl Queue {
+    fn corked(&self) -> bool {
+        self.corked && self.steps.len() < *ENOUGH_
+    }
 }
 
 impl Combiner {
@@ -93,6 +105,7 @@ impl Combiner {
             session,
             arrivals: AtomicU64::new(0),
             trouble,
+            called: AtomicBool::new(false),
             orphans: Mutex::default(),
             closing: AtomicBool::new(false),
         })
@@ -117,9 +130,25 @@ impl Combiner {
 
     fn push(&self, mut queue: MutexGuard<'_, Queue>, step: Arc<Step>) {
         queue.mixed |= queue.steps.last().is_some_and(|last| last.place > step.place);
-        let call = !step.caller.can_lead() && !queue.called;
+        let corked = match &step.caller {
+            Caller::Thread(_) => true,
+            Caller::Task(mailbox, _) if !self.called() => {
+                queue.corked = queue.corked || mailbox.cork(&self.me);
+                queue.corked && queue.steps.len() < *ENOUGH_
+            }
+            Caller::Task(..) | Caller::Nobody => false,
+        };
         queue.steps.push(step);
-        if call {
+        if !corked && !self.called() {
+            self.call_pilot(queue);
+        }
+    }
+
+    /// The tasks that were being woken have asked what they had to ask.
+    pub(crate) fn uncork(&self) {
+        let mut queue = lock(&self.queue);
+        queue.corked = false;
+        if !queue.steps.is_empty() && !self.called() {
             self.call_pilot(queue);
         }
     }
@@ -160,7 +189,7 @@ impl Combiner {
     pub fn lead(&self, own: Option<&Arc<Step>>, until: Instant) -> bool {
         let Some(mut session) = self.try_session() else { return false };
         while own.is_none_or(|step| step.wanted()) {
-            if !session.is_busy() && !self.gather(&mut session) {
+            if !session.is_busy() && !self.gather(&mut session, own.is_none()) {
                 break;
             }
             let advanced = session.advance(until);
@@ -208,28 +237,34 @@ impl Combiner {
         }
     }
 
-    fn gather(&self, session: &mut Session) -> bool {
-        let (mut steps, mixed) = {
+    /// Makes a batch of what is in the queue. Who has no step of its own in it is `patient`.
+    fn gather(&self, session: &mut Session, patient: bool) -> bool {
+        let mut steps = session.room();
+        let mixed = {
             let mut queue = lock(&self.queue);
-            queue.called = false;
+            if patient && queue.corked() && session.waiting() == 0 {
+                return false;
+            }
+            self.called.store(false, Ordering::Relaxed);
             queue.taken += queue.steps.len();
-            (std::mem::take(&mut queue.steps), std::mem::take(&mut queue.mixed))
+            std::mem::swap(&mut queue.steps, &mut steps);
+            std::mem::take(&mut queue.mixed)
         };
-        session.take_in(&mut steps, mixed);
+        session.take_in(steps, mixed);
         let gathered = session.gather();
-        let mut queue = lock(&self.queue);
-        queue.taken = session.waiting();
-        if queue.steps.is_empty() {
-            queue.steps = steps; // its room
-        }
+        lock(&self.queue).taken = session.waiting();
         gathered
     }
 
     /// Wakes one of the batch at hand, or the first of those who wait for theirs.
     fn pass_on(&self, heir: Option<Arc<Step>>, own: Option<&Arc<Step>>) {
         let queue = lock(&self.queue);
+        let from_batch = heir.is_some();
         let heir = heir.or_else(|| queue.steps.iter().find(|step| step.wanted()).cloned());
         let Some(heir) = heir else { return };
+        if !from_batch && !heir.caller.can_lead() && queue.corked() {
+            return;
+        }
         if own.is_some_and(|own| Arc::ptr_eq(own, &heir)) {
             return; // still here, and about to lead again or to leave
         }
@@ -241,23 +276,25 @@ impl Combiner {
         }
     }
 
-    /// The caller goes without a reply: its step is not sent any more, and somebody else leads.
-    pub fn leave(&self, step: &Step) {
-        step.leave();
+    /// The caller goes without a reply, and somebody else leads. False when the step was not sent, and
+    /// never will be.
+    pub fn leave(&self, step: &Step) -> bool {
+        let under_way = step.leave();
         if step.caller.can_lead()
             && let Some(session) = self.try_session()
         {
             self.free(session, None);
         }
+        under_way
     }
 
     /// What a call ends with that goes because its time is over.
     #[cold]
     pub fn too_late(&self, step: &Step) -> Error {
-        self.leave(step);
+        let under_way = self.leave(step);
         let trouble = lock(&self.trouble).clone();
         let because = if trouble.is_empty() { String::new() } else { format!(" ({trouble})") };
-        if step.was_sent() {
+        if under_way {
             Error::OutcomeUnknown(format!("no answer came in time{because}"))
         } else {
             Error::Unreachable(format!("the server could not be reached in time{because}"))
@@ -266,7 +303,7 @@ impl Combiner {
 
     /// Wakes the pilot, or starts it.
     fn call_pilot(&self, mut queue: MutexGuard<'_, Queue>) {
-        queue.called = true;
+        self.called.store(true, Ordering::Release);
         if let Some(pilot) = queue.pilot.clone() {
             drop(queue);
             pilot.unpark();
@@ -278,16 +315,23 @@ impl Combiner {
                 Ok(handle) => queue.pilot = Some(handle.thread().clone()),
                 // A thread that calls will take the steps along; else their time runs out.
                 Err(error) => {
-                    queue.called = false;
+                    self.called.store(false, Ordering::Relaxed);
                     *lock(&self.trouble) = format!("no thread can be started: {error}");
                 }
             }
         }
     }
 
+    fn called(&self) -> bool {
+        self.called.load(Ordering::Acquire)
+    }
+
     fn pilot(&self) {
         loop {
-            lock(&self.queue).called = false;
+            {
+                let _queue = lock(&self.queue);
+                self.called.store(false, Ordering::Relaxed);
+            }
             self.expire_orphans();
             let led = self.lead(None, Instant::now() + SLICE);
             let since = Instant::now();
@@ -295,7 +339,7 @@ impl Combiner {
             std::thread::park_timeout(if led { LINGER } else { SLICE });
             if led && since.elapsed() >= LINGER {
                 let mut queue = lock(&self.queue);
-                if !queue.called && queue.steps.is_empty() && self.settled() {
+                if !self.called() && queue.steps.is_empty() && self.settled() {
                     queue.pilot = None;
                     return;
                 }

@@ -10,6 +10,7 @@
 //! | did not, nor anybody here | nothing |
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -25,7 +26,11 @@ const KEPT: usize = 4096;
 
 /// See the module's description.
 #[derive(Debug, Default)]
-pub struct Holdings(Mutex<Table>);
+pub struct Holdings {
+    table: Mutex<Table>,
+    /// How many entries there are: most processes sell and hold nothing.
+    count: AtomicUsize,
+}
 
 #[derive(Debug, Default)]
 struct Table {
@@ -44,7 +49,13 @@ struct Holding {
 
 impl Holdings {
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is nothing here.
+    pub fn is_empty(&self) -> bool {
+        // Relaxed: who holds a lock has stored this itself, or was told by who did.
+        self.count.load(Ordering::Relaxed) == 0
     }
 
     /// Remembers an acquisition.
@@ -57,10 +68,14 @@ impl Holdings {
         held.retain(|holding| holding.owner != owner);
         held.push(Holding { owner, token, ends });
         table.count = table.count + 1 - (before + 1 - table.by_name[lock].len());
+        self.count.store(table.count, Ordering::Relaxed);
     }
 
     /// The token under which `owner` holds the lock, as far as we know.
     pub fn token(&self, lock: &[u8], owner: Owner) -> Option<Token> {
+        if self.is_empty() {
+            return None;
+        }
         let table = self.table();
         let held = table.by_name.get(lock)?;
         held.iter().find(|holding| holding.owner == owner).map(|holding| holding.token)
@@ -87,6 +102,7 @@ impl Holdings {
                 table.by_name.remove(lock);
             }
             table.count -= gone;
+            self.count.store(table.count, Ordering::Relaxed);
         }
     }
 }

@@ -18,10 +18,11 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use socket2::{Domain, Socket, Type};
 
+use crate::combine::Combiner;
 use crate::inherited::OpenFd;
 use crate::transport::Line;
 
@@ -32,6 +33,8 @@ pub type Ticket = usize;
 #[derive(Debug)]
 pub struct Mailbox {
     left: Mutex<Left>,
+    /// Whose pilots are to be called when the portion ends; none outside of a portion.
+    portion: Mutex<Option<Vec<Weak<Combiner>>>>,
     bell: Line,
     watched: Line,
     open: [Arc<OpenFd>; 2],
@@ -49,7 +52,7 @@ impl Mailbox {
         let (bell, watched) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
         let open: [Arc<OpenFd>; 2] = Default::default();
         let (bell, watched) = (Line::new(bell, &open[0])?, Line::new(watched, &open[1])?);
-        Ok(Self { left: Mutex::default(), bell, watched, open })
+        Ok(Self { left: Mutex::default(), portion: Mutex::default(), bell, watched, open })
     }
 
     /// What becomes readable when there are tickets to take.
@@ -88,6 +91,30 @@ impl Mailbox {
         let mut left = self.left();
         left.rung = false;
         std::mem::swap(&mut left.tickets, into);
+    }
+
+    fn portion(&self) -> MutexGuard<'_, Option<Vec<Weak<Combiner>>>> {
+        self.portion.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In the loop: begins to wake tasks, who may ask again at once.
+    pub fn begin_portion(&self) {
+        *self.portion() = Some(Vec::new());
+    }
+
+    /// In the loop: all of the portion have been woken, and have asked what they had to ask.
+    pub fn end_portion(&self) {
+        for combiner in self.portion().take().into_iter().flatten() {
+            if let Some(combiner) = combiner.upgrade() {
+                combiner.uncork();
+            }
+        }
+    }
+
+    /// Has `combiner` uncorked when the portion at hand ends. False when there is none.
+    pub(crate) fn cork(&self, combiner: &Weak<Combiner>) -> bool {
+        let mut portion = self.portion();
+        portion.as_mut().map(|corked| corked.push(Weak::clone(combiner))).is_some()
     }
 
     /// In a forked child: closes what the parent's has open.

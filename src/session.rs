@@ -71,6 +71,7 @@ pub struct Session {
     number: u64,
     /// Steps that wait for their batch, in order of arrival.
     backlog: VecDeque<Arc<Step>>,
+    room: Vec<Arc<Step>>,
     /// The loops whose tasks are among the callers.
     audience: Vec<Arc<Mailbox>>,
     batch: Option<Batch>,
@@ -120,6 +121,7 @@ impl Session {
             trouble: Arc::clone(trouble),
             number: 0,
             backlog: VecDeque::new(),
+            room: Vec::new(),
             audience: Vec::new(),
             batch: None,
             late: Vec::new(),
@@ -140,8 +142,13 @@ impl Session {
         at_hand.or_else(|| self.backlog.iter().find(|step| step.wanted())).cloned()
     }
 
+    /// Room for steps that come in.
+    pub fn room(&mut self) -> Vec<Arc<Step>> {
+        std::mem::take(&mut self.room)
+    }
+
     /// Takes in the steps that came since the last batch; `mixed` when they are out of order.
-    pub fn take_in(&mut self, steps: &mut Vec<Arc<Step>>, mixed: bool) {
+    pub fn take_in(&mut self, mut steps: Vec<Arc<Step>>, mixed: bool) {
         for step in steps.drain(..) {
             if let Caller::Task(mailbox, _) = &step.caller
                 && !self.audience.iter().any(|known| Arc::ptr_eq(known, mailbox))
@@ -150,6 +157,7 @@ impl Session {
             }
             self.backlog.push_back(step);
         }
+        self.room = steps;
         if mixed {
             self.backlog.make_contiguous().sort_by_key(|step| step.place);
         }
@@ -370,7 +378,8 @@ fn send(
 ) -> Flight {
     let sent = Instant::now();
     let expected = batch.pack(sent, socket_timeout, session, clock, wire.out());
-    counts.batches.fetch_add(1, Ordering::Relaxed);
+    // None, when all callers have left meanwhile.
+    counts.batches.fetch_add(u64::from(!expected.is_empty()), Ordering::Relaxed);
     counts.calls.fetch_add(expected.len() as u64, Ordering::Relaxed);
     Flight {
         sent,

@@ -1,7 +1,7 @@
 //! A step: one thing that one caller wants the server to do, and the place where its reply arrives.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
@@ -86,15 +86,18 @@ pub enum Reply {
 
 /// A step in a queue or batch.
 ///
-/// | `reply` | `left` | meaning |
+/// | `reply` | `fate` | meaning |
 /// |---|---|---|
-/// | empty | empty | somebody waits for the reply |
-/// | set | empty | answered; the caller was told |
-/// | any | set | the caller has left; a step still in the queue is not sent any more |
+/// | empty | none | somebody waits for the reply; the step is in the queue or in a batch |
+/// | empty | `SENT` | it may have been done |
+/// | empty | `LEFT` | the caller has left before it was sent: it never will be |
+/// | empty | both | the caller has left while it was under way |
+/// | set | any | answered; the caller was told |
 ///
-/// `reply` is set once, by the leader; `left` once, by the caller. `sent` is set by the leader before
-/// the first byte of the step leaves the process, and taken back if the server says that it did not
-/// run it.
+/// `reply` is set once, by the leader. `SENT` is set by the leader before the first byte leaves the
+/// process, and taken back if the server says that it did not run it; `LEFT` is set once, by the
+/// caller. Whichever comes first sees that the other did not: so what was not sent when its caller
+/// left is not sent any more, and what was is known to be under way.
 #[derive(Debug)]
 pub struct Step {
     /// What the server is asked to do.
@@ -106,15 +109,19 @@ pub struct Step {
     /// Who waits for the reply.
     pub caller: Caller,
     reply: OnceLock<Reply>,
+    fate: AtomicU8,
+    /// When the caller left; set before the mark.
     left: OnceLock<Instant>,
-    sent: AtomicBool,
 }
+
+const SENT: u8 = 1;
+const LEFT: u8 = 2;
 
 impl Step {
     /// A step that nobody has seen yet.
     pub fn new(ask: Ask, deadline: Instant, place: u64, caller: Caller) -> Self {
-        let (reply, left, sent) = (OnceLock::new(), OnceLock::new(), AtomicBool::new(false));
-        Self { ask, deadline, place, caller, reply, left, sent }
+        let (reply, left, fate) = (OnceLock::new(), OnceLock::new(), AtomicU8::new(0));
+        Self { ask, deadline, place, caller, reply, fate, left }
     }
 
     /// Hands out the reply, and tells who waits for it: a task by leaving its ticket, and the leader
@@ -145,12 +152,13 @@ impl Step {
 
     /// Whether anybody still wants the reply.
     pub fn wanted(&self) -> bool {
-        self.reply.get().is_none() && self.left.get().is_none()
+        self.reply.get().is_none() && self.fate.load(Ordering::Acquire) & LEFT == 0
     }
 
-    /// The caller goes away without a reply.
-    pub fn leave(&self) {
+    /// The caller goes away without a reply. True when the step may have been done, or may yet be.
+    pub fn leave(&self) -> bool {
         let _ = self.left.set(Instant::now());
+        self.fate.fetch_or(LEFT, Ordering::AcqRel) & SENT != 0
     }
 
     /// Until when the server may do it, if an attempt may take `patience`: not for long after the
@@ -160,18 +168,19 @@ impl Step {
         left.map_or(self.deadline, |left| self.deadline.min(*left + patience))
     }
 
-    /// The leader is about to send the step.
-    pub fn mark_sent(&self) {
-        self.sent.store(true, Ordering::Release);
+    /// The leader is about to send the step. False when its caller has left before: do not.
+    pub fn mark_sent(&self) -> bool {
+        let first = self.fate.compare_exchange(0, SENT, Ordering::AcqRel, Ordering::Acquire);
+        first.map_or_else(|fate| fate & SENT != 0, |_| true)
     }
 
     /// The server has said that it did not run the step.
     pub fn mark_not_run(&self) {
-        self.sent.store(false, Ordering::Release);
+        self.fate.fetch_and(!SENT, Ordering::AcqRel);
     }
 
     /// Whether the server may have run the step.
     pub fn was_sent(&self) -> bool {
-        self.sent.load(Ordering::Acquire)
+        self.fate.load(Ordering::Acquire) & SENT != 0
     }
 }

@@ -46,6 +46,7 @@ __all__ = [
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from seckill import aio as aio
+del TYPE_CHECKING  # no name of ours
 
 
 def __getattr__(name: str) -> object:

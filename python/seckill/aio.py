@@ -15,7 +15,8 @@ from seckill._settings import resolve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
+    from contextvars import Context
     from types import TracebackType
     from typing import Any, TypeVar
 
@@ -39,6 +40,12 @@ _AWAITED = re.compile(
     r"\b(seckill|seckill\.Client\(\)|client)"
     r"\.(acquire_lock|release_lock|incr_inventory|update_inventory|close)\("
 )
+
+
+def _wake(tasks: Iterable[tuple[Context, Callable[[object], None], object]]) -> None:
+    """Wake the tasks whose calls are over; the loop's callback."""
+    for context, step, future in tasks:
+        context.run(step, future)
 
 
 def _twin_of(sync: object) -> Callable[[Twin], Twin]:

@@ -155,20 +155,40 @@ fn who_has_left_or_is_out_of_time_is_not_taken_along() {
     assert_eq!((batch.steps(), queue.len()), (1, 0));
 }
 
-/// The deadline of a batch with a step until each of these, on a server whose time begins now; the
-/// first caller leaves before it is packed.
+/// The deadline of a batch with a step until each of these, on a server whose time begins now. The
+/// first caller leaves, no answer comes, and a second later the batch is asked for again.
 fn deadline_of(ends: [Duration; 2], patience: Duration) -> i64 {
     let now = Instant::now();
     let ask = Ask::Incr { key: name("a"), change: 1 };
     let steps = ends.map(|end| step_until(ask.clone(), now + end));
     let mut batch = gather(&mut VecDeque::from(steps.clone()));
-    steps[0].leave();
     let (clock, mut out) = (ServerClock::new(0, now), Vec::new());
+    batch.pack(now, patience, "session", &clock, &mut out);
+    out.clear();
+    assert!(steps[0].leave(), "it is under way");
+    batch.in_doubt = true;
     batch.pack(now + Duration::from_secs(1), patience, "session", &clock, &mut out);
     let sent = String::from_utf8(out).expect("all ASCII");
     let words: Vec<_> = sent.split("\r\n").filter(|word| !word.starts_with('$')).collect();
     // EVALSHA, the hash, 2, two keys, the number, the deadline.
     words[7].parse().expect("a number")
+}
+
+#[test]
+fn what_was_not_sent_when_its_caller_left_never_is() {
+    let changes = [-1, -1, -2, -1];
+    let steps = changes.map(|change| update("a", change, None));
+    let alone = update("b", -1, None);
+    let mut batch = gather(&mut steps.iter().chain([&alone]).cloned().collect());
+    assert!(!steps[2].leave() && !alone.leave(), "nothing is under way");
+    let (now, mut out) = (Instant::now(), Vec::new());
+    let clock = ServerClock::new(0, now);
+    assert_eq!(batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out), [0]);
+    assert_eq!(batch.calls[0].runs, [(-1, 3)]);
+    assert!(steps[0].leave(), "this one is");
+    batch.in_doubt = true;
+    batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out);
+    assert_eq!(batch.calls[0].runs, [(-1, 3)], "asked for as it was");
 }
 
 #[test]
@@ -182,7 +202,6 @@ fn what_a_caller_left_is_not_done_long_after_for_the_sake_of_others() {
     let ends = [Duration::from_mins(1), Duration::from_mins(1)];
     let patience = Duration::from_millis(500);
     let limit = i64::try_from(patience.as_micros()).expect("small");
-    // The others' batch is packed, perhaps again, a second later.
     assert!((limit..limit + 400_000).contains(&deadline_of(ends, patience)));
 }
 

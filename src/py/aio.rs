@@ -14,23 +14,26 @@ use super::functions::default;
 use super::owners;
 use super::pending::PendingCall;
 use crate::call::{Call, Wish};
-use crate::holdings::Owner;
 
 fn begin(
     py: Python<'_>,
     client: Option<&Bound<'_, CoreClient>>,
     wish: Wish,
     time_out: Option<Duration>,
-    owner: impl FnOnce(Python<'_>) -> PyResult<Owner>,
 ) -> PyResult<Py<PendingCall>> {
     // First, for outside of a loop there is no task either.
     let bridge = Bridge::of_running_loop(py)?;
-    let owner = owner(py)?;
     let client = match client {
         Some(client) => client.get().client(),
         None => default(py)?.get().client(),
     };
-    Bridge::begin(bridge.bind(py), |caller| Call::new(&client, wish, time_out, owner, caller))
+    // To ask which task it is costs more than a sale, and matters only where locks are taken.
+    let owner = match wish {
+        Wish::Acquire { .. } => owners::this_task(py)?,
+        _ if client.holds_locks() => owners::this_task_if_known(py)?,
+        _ => owners::NOBODY,
+    };
+    bridge.begin(py, |caller| Call::new(&client, wish, time_out, owner, caller))
 }
 
 /// What `seckill.aio.acquire_lock` awaits.
@@ -44,7 +47,7 @@ pub fn begin_acquire_lock(
     time_out: Given<'_, u64>,
 ) -> PyResult<Py<PendingCall>> {
     let (wish, time_out) = args::acquire(lockname, &acquire_time, &time_out)?;
-    begin(py, client, wish, Some(time_out), owners::this_task)
+    begin(py, client, wish, Some(time_out))
 }
 
 /// What `seckill.aio.release_lock` awaits.
@@ -56,7 +59,7 @@ pub fn begin_release_lock(
     lockname: &Bound<'_, PyAny>,
 ) -> PyResult<Py<PendingCall>> {
     let wish = Wish::Release { lock: args::name("lockname", lockname)? };
-    begin(py, client, wish, None, owners::this_task_if_known)
+    begin(py, client, wish, None)
 }
 
 /// What `seckill.aio.incr_inventory` awaits.
@@ -68,7 +71,7 @@ pub fn begin_incr_inventory(
     key: &Bound<'_, PyAny>,
     change_num: Given<'_, i64>,
 ) -> PyResult<Py<PendingCall>> {
-    begin(py, client, args::incr(key, &change_num)?, None, owners::this_task_if_known)
+    begin(py, client, args::incr(key, &change_num)?, None)
 }
 
 /// What `seckill.aio.update_inventory` awaits.
@@ -84,12 +87,12 @@ pub fn begin_update_inventory(
     time_out: Given<'_, u64>,
 ) -> PyResult<Py<PendingCall>> {
     let (wish, time_out) = args::update(lockname, key, &change_num, &acquire_time, &time_out)?;
-    begin(py, client, wish, Some(time_out), owners::this_task_if_known)
+    begin(py, client, wish, Some(time_out))
 }
 
 /// What `seckill.aio.Client.close` awaits: that nothing is left to be undone.
 #[pyfunction]
 #[pyo3(signature = (client))]
 pub fn begin_close(py: Python<'_>, client: &Bound<'_, CoreClient>) -> PyResult<Py<PendingCall>> {
-    begin(py, Some(client), Wish::Close, None, owners::this_task_if_known)
+    begin(py, Some(client), Wish::Close, None)
 }

@@ -1,7 +1,9 @@
 //! Arguments in: what redis-py takes, as redis-py encodes it, or an error that names the argument.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -53,12 +55,17 @@ fn wrong_type(argument: &str, wanted: &str, given: &Bound<'_, PyAny>) -> PyErr {
 /// The name of a lock or stock: the bytes that redis-py would send.
 pub fn name(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<Name> {
     let name: Name = if let Ok(text) = given.cast::<PyString>() {
+        if let Some(known) = Recent::find(text) {
+            return Ok(known);
+        }
         let Ok(utf8) = text.to_cow() else {
             let words =
                 format!("{argument} must be text that UTF-8 can encode, not {}", text.repr()?);
             return Err(PyValueError::new_err(words));
         };
-        utf8.as_bytes().into()
+        let name: Name = utf8.as_bytes().into();
+        Recent::keep(text, &name);
+        name
     } else if let Ok(bytes) = given.cast::<PyBytes>() {
         bytes.as_bytes().into()
     } else if let Ok(bytes) = given.cast::<PyByteArray>() {
@@ -79,6 +86,40 @@ pub fn name(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<Name> {
         return Err(PyValueError::new_err(format!("{argument} must not be empty")));
     }
     Ok(name)
+}
+
+/// The names that were given last: a crowd buys the same thing, by the same object.
+///
+/// Only locked while attached to Python.
+struct Recent {
+    names: [Option<(Py<PyString>, Name)>; 4],
+    next: usize,
+}
+
+static RECENT: Mutex<Recent> = Mutex::new(Recent { names: [const { None }; 4], next: 0 });
+
+impl Recent {
+    /// Longer names are not kept.
+    const LONGEST: usize = 256;
+
+    fn find(text: &Bound<'_, PyString>) -> Option<Name> {
+        let recent = RECENT.lock();
+        let mut known = recent.names.iter().flatten();
+        known.find(|(given, _)| given.is(text)).map(|(_, name)| Arc::clone(name))
+    }
+
+    fn keep(text: &Bound<'_, PyString>, name: &Name) {
+        // An empty one is refused, each time; and only a str itself never changes.
+        if !(1..=Self::LONGEST).contains(&name.len()) || !text.is_exact_instance_of::<PyString>() {
+            return;
+        }
+        let mut recent = RECENT.lock();
+        let next = recent.next;
+        recent.next = (next + 1) % recent.names.len();
+        let former = recent.names[next].replace((text.clone().unbind(), Arc::clone(name)));
+        drop(recent);
+        drop(former);
+    }
 }
 
 const NAMES: &str = "str, bytes, bytearray, memoryview, int or float";
@@ -127,37 +168,47 @@ impl Given<'_, i64> {
 impl Given<'_, u64> {
     /// How long to wait.
     pub fn time_out(&self, argument: &str) -> PyResult<Duration> {
-        match self {
-            Self::Default(ms) => Ok(Duration::from_millis(*ms)),
-            Self::Value(given) => {
-                let ms = milliseconds(argument, given)?;
-                if ms < 0.0 {
-                    let words = format!("{argument} must not be negative, not {given} ms");
-                    return Err(PyValueError::new_err(words));
-                }
-                Ok(Duration::from_secs_f64(ms / 1000.0))
-            }
+        let given = match self {
+            Self::Default(ms) => return Ok(Duration::from_millis(*ms)),
+            Self::Value(given) => given,
+        };
+        if let Some(ms) = whole_milliseconds(given) {
+            return Ok(ms);
         }
+        let ms = milliseconds(argument, given)?;
+        if ms < 0.0 {
+            let words = format!("{argument} must not be negative, not {given} ms");
+            return Err(PyValueError::new_err(words));
+        }
+        Ok(Duration::from_secs_f64(ms / 1000.0))
     }
 
     /// How long a lock is held at the most; whole milliseconds are what Redis knows.
     pub fn lease(&self, argument: &str) -> PyResult<Duration> {
-        match self {
-            Self::Default(ms) => Ok(Duration::from_millis(*ms)),
-            Self::Value(given) => {
-                let ms = milliseconds(argument, given)?;
-                if ms <= 0.0 {
-                    let words = format!("{argument} must be more than 0 ms, not {given}");
-                    return Err(PyValueError::new_err(words));
-                }
-                if ms < 1.0 {
-                    let words = format!("{argument} must be at least 1 ms, not {given}");
-                    return Err(PyValueError::new_err(words));
-                }
-                Ok(Duration::from_secs_f64(ms.floor() / 1000.0))
-            }
+        let given = match self {
+            Self::Default(ms) => return Ok(Duration::from_millis(*ms)),
+            Self::Value(given) => given,
+        };
+        if let Some(ms) = whole_milliseconds(given).filter(|ms| !ms.is_zero()) {
+            return Ok(ms);
         }
+        let ms = milliseconds(argument, given)?;
+        if ms <= 0.0 {
+            let words = format!("{argument} must be more than 0 ms, not {given}");
+            return Err(PyValueError::new_err(words));
+        }
+        if ms < 1.0 {
+            let words = format!("{argument} must be at least 1 ms, not {given}");
+            return Err(PyValueError::new_err(words));
+        }
+        Ok(Duration::from_secs_f64(ms.floor() / 1000.0))
     }
+}
+
+/// The usual case, an int of a usual size; none for any other, which is then looked at closely.
+fn whole_milliseconds(given: &Bound<'_, PyAny>) -> Option<Duration> {
+    let ms = given.cast_exact::<PyInt>().ok()?.extract::<u32>().ok()?;
+    Some(Duration::from_millis(ms.into()))
 }
 
 fn milliseconds(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {

@@ -1,29 +1,33 @@
 //! A bridge: where an event loop hears of the calls that its tasks await. One for each loop.
 //!
-//! The loop watches the bridge's mailbox like any other descriptor, and calls the bridge when there
-//! are tickets in it: once for a batch that answers a thousand tasks. The bridge drives those calls
-//! on and wakes the tasks whose calls are over, in portions, so that the loop's other callbacks run
-//! in between.
+//! The loop watches the bridge's mailbox like any other descriptor. When there are tickets in it, once
+//! for a batch that answers a thousand tasks, the loop runs a [`Portion`]: calls are driven on, and
+//! the tasks whose calls are over are woken, until all are or the portion's time is over, so that the
+//! loop's other callbacks run in between.
 //!
-//! Deadlines are the loop's own timer: one for all calls, set for the first that may be due. Almost
+//! Deadlines are a timer of the loop's: one for all calls, set for the first that may be due. Almost
 //! every call is over long before, so nothing is done for a deadline that nobody reaches: when the
 //! timer fires, whoever is due is looked for.
 //!
-//! A bridge keeps no loop alive. When its loop is closed, its descriptors go with the next bridge
-//! that is made. In a forked child the parent's bridges are dropped, and a loop that came along gets
-//! a new one; the loop itself is not touched, since it shares its selector with the parent's.
+//! The loop alone owns its bridge, through the [`Reader`] that it watches with, and the bridge owns
+//! the calls. So a loop that is closed takes its bridge along, and gives the calls up. In a forked
+//! child the bridge of a loop that came along is not used; nor is the loop itself touched, since it
+//! shares its selector with the parent's.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
+use pyo3::ffi;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{IntoPyDict, PyType, PyWeakrefMethods, PyWeakrefReference};
-use pyo3::{PyTraverseError, PyVisit};
+use pyo3::types::{IntoPyDict, PyDict, PyString, PyType, PyWeakrefMethods, PyWeakrefReference};
 use slab::Slab;
 
 use super::pending::{News, PendingCall};
@@ -39,22 +43,23 @@ const PORTION: Duration = Duration::from_millis(1);
 const LEAST_PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_PER_LOOK: u32 = 10;
 
-/// A task's wake-up, and the context to run it in.
-pub type WakeUp = (Py<PyAny>, Py<PyAny>);
+/// A task's own callback on the future that it waits for, and the context to run it in.
+type WakeUp = (Py<PyAny>, Py<PyAny>);
 
-/// See the module's description.
-#[pyclass(frozen, module = "seckill._core")]
+/// See the module's description. All its locks are only taken while attached to Python, and never
+/// held while Python code runs.
 pub struct Bridge {
     event_loop: Py<PyWeakrefReference>,
     /// The loop's address: a quick look before the sure one.
     address: usize,
     generation: u64,
     mailbox: Arc<Mailbox>,
-    /// All that follows is only locked while attached to Python, and never while Python code runs.
     waiting: Mutex<Slab<Waiting>>,
     /// Tickets that were taken from the mailbox and are still to be looked at.
     tickets: Mutex<VecDeque<Ticket>>,
-    alarm: Mutex<Alarm>,
+    /// When the loop's timer fires.
+    alarm: Mutex<Option<Instant>>,
+    built: Instant,
 }
 
 struct Waiting {
@@ -64,20 +69,29 @@ struct Waiting {
     until: Instant,
 }
 
-/// The loop's timer.
-#[derive(Default)]
-struct Alarm {
-    at: Option<Instant>,
-    handle: Option<Py<PyAny>>,
+/// The bridge whose portion this thread runs: that of a task that is being woken.
+struct AtWork {
+    bridge: Arc<Bridge>,
+    /// What makes a future of its loop's.
+    options: Py<PyDict>,
+}
+
+thread_local! {
+    static AT_WORK: RefCell<Option<AtWork>> = const { RefCell::new(None) };
 }
 
 /// Those of the process. Only locked while attached to Python.
-static BRIDGES: Mutex<Vec<Py<Bridge>>> = Mutex::new(Vec::new());
+static BRIDGES: Mutex<Vec<Weak<Bridge>>> = Mutex::new(Vec::new());
 
 impl Bridge {
     /// The bridge of the running loop.
-    pub fn of_running_loop(py: Python<'_>) -> PyResult<Py<Self>> {
+    pub fn of_running_loop(py: Python<'_>) -> PyResult<Arc<Self>> {
         static RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        // To ask asyncio costs as much as all the rest of a call.
+        let at_work = AT_WORK.with_borrow(|at_work| Some(Arc::clone(&at_work.as_ref()?.bridge)));
+        if let Some(bridge) = at_work.filter(|bridge| bridge.generation == fork::generation()) {
+            return Ok(bridge);
+        }
         let running = RUNNING_LOOP.import(py, "asyncio", "get_running_loop")?;
         let event_loop = running.call0().map_err(|_| {
             PyRuntimeError::new_err(
@@ -85,11 +99,8 @@ impl Bridge {
                  asyncio); trio is not supported; nothing was sent",
             )
         })?;
-        let known = BRIDGES
-            .lock()
-            .iter()
-            .find(|bridge| bridge.get().is_of(&event_loop))
-            .map(|it| it.clone_ref(py));
+        let known =
+            BRIDGES.lock().iter().filter_map(Weak::upgrade).find(|it| it.is_of(&event_loop));
         match known {
             Some(bridge) => Ok(bridge),
             None => Self::build(&event_loop),
@@ -103,58 +114,78 @@ impl Bridge {
     }
 
     #[cold]
-    fn build(event_loop: &Bound<'_, PyAny>) -> PyResult<Py<Self>> {
+    fn build(event_loop: &Bound<'_, PyAny>) -> PyResult<Arc<Self>> {
+        static WAKE: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         let py = event_loop.py();
-        sweep(py);
         let mailbox = Arc::new(Mailbox::new()?);
         let fd = mailbox.fd().as_raw_fd();
-        let bridge = Bound::new(
-            py,
-            Self {
-                event_loop: PyWeakrefReference::new(event_loop)?.unbind(),
-                address: event_loop.as_ptr().addr(),
-                generation: fork::generation(),
-                mailbox,
-                waiting: Mutex::default(),
-                tickets: Mutex::default(),
-                alarm: Mutex::default(),
-            },
-        )?;
+        let bridge = Arc::new(Self {
+            event_loop: PyWeakrefReference::new(event_loop)?.unbind(),
+            address: event_loop.as_ptr().addr(),
+            generation: fork::generation(),
+            mailbox,
+            waiting: Mutex::default(),
+            tickets: Mutex::default(),
+            alarm: Mutex::default(),
+            built: Instant::now(),
+        });
+        let reader = Reader { bridge: Arc::clone(&bridge) };
+        let wake = WAKE.import(py, "seckill.aio", "_wake")?;
         // Not in the context of the task that happens to be the first: it would be kept for ever.
-        let add_reader = event_loop.getattr("add_reader")?;
-        empty_context(py)?.call_method1("run", (add_reader, fd, &bridge))?;
-        BRIDGES.lock().push(bridge.clone().unbind());
-        Ok(bridge.unbind())
+        let add_reader = event_loop.getattr(intern!(py, "add_reader"))?;
+        empty_context(py)?.call_method1(intern!(py, "run"), (add_reader, fd, wake, reader))?;
+        let mut bridges = BRIDGES.lock();
+        bridges.retain(|bridge| bridge.strong_count() > 0);
+        bridges.push(Arc::downgrade(&bridge));
+        Ok(bridge)
     }
 
     /// The loop itself.
-    pub fn event_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn event_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let gone = || PyRuntimeError::new_err("the event loop of this call is gone");
         self.event_loop.bind(py).upgrade().ok_or_else(gone)
     }
 
+    /// A future of the loop's.
+    pub fn future<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let future = FUTURE.import(py, "asyncio", "Future")?;
+        let options = AT_WORK.with_borrow(|at_work| {
+            let at_work =
+                at_work.as_ref().filter(|at_work| std::ptr::eq(&raw const *at_work.bridge, self));
+            Some(at_work?.options.clone_ref(py))
+        });
+        match options {
+            Some(options) => future.call((), Some(options.bind(py))),
+            None => future.call((), Some(&self.options(py)?)),
+        }
+    }
+
+    fn options<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        [(intern!(py, "loop"), self.event_loop(py)?)].into_py_dict(py)
+    }
+
     /// Begins a call for the running task: drives it as far as it goes, and makes it awaitable.
     pub fn begin(
-        this: &Bound<'_, Self>,
+        self: &Arc<Self>,
+        py: Python<'_>,
         call: impl FnOnce(Caller) -> Call,
     ) -> PyResult<Py<PendingCall>> {
-        let (py, ours) = (this.py(), this.get());
-        let until = Instant::now();
-        let ticket = ours.waiting.lock().insert(Waiting { call: None, until });
-        let call = call(Caller::Task(Arc::clone(&ours.mailbox), ticket));
-        let pending = Py::new(py, PendingCall::new(this.clone().unbind(), ticket, call));
+        let ticket = self.waiting.lock().insert(Waiting { call: None, until: self.built });
+        let call = call(Caller::Task(Arc::clone(&self.mailbox), ticket));
+        let pending = Py::new(py, PendingCall::new(self, ticket, call));
         let begun = pending.and_then(|pending| {
             let News::Wait(until) = pending.get().look() else {
-                ours.forget(ticket);
+                self.forget(ticket);
                 return Ok(pending);
             };
-            if let Some(waiting) = ours.waiting.lock().get_mut(ticket) {
+            if let Some(waiting) = self.waiting.lock().get_mut(ticket) {
                 *waiting = Waiting { call: Some(pending.clone_ref(py)), until };
             }
-            ours.arm(this, until)?;
+            self.arm(py, until)?;
             Ok(pending)
         });
-        begun.inspect_err(|_| ours.forget(ticket))
+        begun.inspect_err(|_| self.forget(ticket))
     }
 
     /// The call with this ticket needs no driving any more.
@@ -163,157 +194,215 @@ impl Bridge {
         drop(gone);
     }
 
-    /// Has a task woken by the loop itself.
-    pub fn call_soon(&self, call: &Bound<'_, PendingCall>, wake_up: WakeUp) -> PyResult<()> {
-        let py = call.py();
-        let options = [("context", wake_up.1)].into_py_dict(py)?;
-        let event_loop = self.event_loop(py)?;
-        event_loop.call_method("call_soon", (wake_up.0, call), Some(&options))?;
-        Ok(())
-    }
-
     /// Has the loop look for calls that are due, by `until`.
-    fn arm(&self, this: &Bound<'_, Self>, until: Instant) -> PyResult<()> {
-        if self.alarm.lock().at.is_some_and(|at| at <= until) {
-            return Ok(());
+    fn arm(self: &Arc<Self>, py: Python<'_>, until: Instant) -> PyResult<()> {
+        {
+            let mut alarm = self.alarm.lock();
+            if alarm.is_some_and(|at| at <= until) {
+                return Ok(());
+            }
+            // What was set for later fires for nothing.
+            *alarm = Some(until);
         }
-        let py = this.py();
         let delay = until.saturating_duration_since(Instant::now()).as_secs_f64();
-        let options = [("context", empty_context(py)?)].into_py_dict(py)?;
-        let look = this.getattr("look_for_due")?;
-        let handle =
-            self.event_loop(py)?.call_method("call_later", (delay, look), Some(&options))?;
-        let alarm = Alarm { at: Some(until), handle: Some(handle.unbind()) };
-        let former = std::mem::replace(&mut *self.alarm.lock(), alarm);
-        if let Some(handle) = former.handle {
-            handle.call_method0(py, "cancel")?;
-        }
+        let options = [(intern!(py, "context"), empty_context(py)?)].into_py_dict(py)?;
+        let alarm = Alarm { bridge: Arc::clone(self), at: until };
+        let event_loop = self.event_loop(py)?;
+        event_loop.call_method(intern!(py, "call_later"), (delay, alarm), Some(&options))?;
         Ok(())
     }
 
-    /// Drives one call on. An error is for the loop to stop at: SystemExit, KeyboardInterrupt.
-    fn deliver(&self, this: &Bound<'_, Self>, ticket: Ticket, debug: bool) -> PyResult<()> {
-        let py = this.py();
+    /// Drives one call on. What comes back is a task to wake.
+    fn deliver(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        ticket: Ticket,
+        debug: bool,
+    ) -> PyResult<Option<Woken>> {
         let found = {
             let waiting = self.waiting.lock();
             waiting.get(ticket).and_then(|waiting| Some(waiting.call.as_ref()?.clone_ref(py)))
         };
-        let Some(call) = found else { return Ok(()) };
+        let Some(call) = found else { return Ok(None) };
         match call.get().look() {
-            News::None => Ok(()),
+            News::None => Ok(None),
             News::Wait(until) => {
                 if let Some(waiting) = self.waiting.lock().get_mut(ticket) {
                     waiting.until = until;
                 }
-                self.arm(this, until)
+                self.arm(py, until)?;
+                Ok(None)
             }
-            News::Done(wake_up) => {
+            News::Done(future) => {
                 self.forget(ticket);
-                match wake_up {
-                    None => Ok(()),
-                    // So that a slow task is named by its own name in the loop's log.
-                    Some(wake_up) if debug => self.call_soon(call.bind(py), wake_up),
-                    Some((wake_up, context)) => {
-                        context.call_method1(py, "run", (wake_up, call))?;
-                        Ok(())
-                    }
-                }
+                future.map_or(Ok(None), |future| wake(future.into_bound(py), debug))
             }
+        }
+    }
+
+    /// The loop is closed: nobody drives these calls any more, nor wants their answers.
+    fn close(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        for call in waiting.iter().filter_map(|(_, waiting)| waiting.call.as_ref()) {
+            call.get().give_up();
         }
     }
 }
 
+/// A task's own callback, the context to run it in, and the future to run it with.
+type Woken = (Py<PyAny>, Py<PyAny>, Py<PyAny>);
+
+/// Makes a future done. What comes back is the task that waits for it, to be woken at once.
+///
+/// Left alone, the future would have the loop call the task later, which costs more than all the rest
+/// of a call. (In debug mode it does, so that a slow task is named by its own name in the log.)
+fn wake(future: Bound<'_, PyAny>, debug: bool) -> PyResult<Option<Woken>> {
+    let py = future.py();
+    let callbacks = if debug { None } else { future.getattr_opt(intern!(py, "_callbacks"))? };
+    let only = callbacks.and_then(|callbacks| callbacks.extract::<[WakeUp; 1]>().ok());
+    if let Some([(callback, _)]) = &only {
+        call_method(&future, intern!(py, "remove_done_callback"), callback.bind(py))?;
+    } else if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+        return Ok(None); // cancelled, and the task is about to be told
+    }
+    call_method(&future, intern!(py, "set_result"), py.None().bind(py))?;
+    Ok(only.map(|[(callback, context)]| (context, callback, future.unbind())))
+}
+
+/// Calls a method with one argument, without the tuple and the bound method that it costs otherwise.
+fn call_method(
+    object: &Bound<'_, PyAny>,
+    method: &Bound<'_, PyString>,
+    argument: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (py, end) = (object.py(), std::ptr::null_mut::<ffi::PyObject>());
+    // SAFETY: we are attached, all three are live objects, and the arguments end with a null.
+    let returned = unsafe {
+        let (object, method, argument) = (object.as_ptr(), method.as_ptr(), argument.as_ptr());
+        let returned = ffi::PyObject_CallMethodObjArgs(object, method, argument, end);
+        Bound::from_owned_ptr_or_err(py, returned)
+    };
+    returned.map(drop)
+}
+
+/// What the loop watches a mailbox with; and when the loop lets go of it, the loop is closed.
+#[pyclass(frozen, module = "seckill._core")]
+pub struct Reader {
+    bridge: Arc<Bridge>,
+}
+
 #[pymethods]
-impl Bridge {
-    /// There are tickets in the mailbox, or some were left over.
-    fn __call__(this: &Bound<'_, Self>) -> PyResult<()> {
-        let ours = this.get();
+impl Reader {
+    /// The tasks to wake now: each a context, a callback and its argument.
+    fn __iter__(&self, py: Python<'_>) -> PyResult<Portion> {
+        let bridge = &self.bridge;
         let mut fresh = Vec::new();
-        ours.mailbox.take(&mut fresh);
-        let mut tickets = std::mem::take(&mut *ours.tickets.lock());
-        tickets.extend(fresh);
-        let debug = ours.event_loop(this.py())?.call_method0("get_debug")?.is_truthy()?;
-        let end = Instant::now() + PORTION;
-        let mut outcome = Ok(());
-        while outcome.is_ok()
-            && let Some(ticket) = tickets.pop_front()
-        {
-            outcome = ours.deliver(this, ticket, debug);
-            if Instant::now() >= end {
+        bridge.mailbox.take(&mut fresh);
+        bridge.tickets.lock().extend(fresh);
+        let event_loop = bridge.event_loop(py)?;
+        let debug = event_loop.call_method0(intern!(py, "get_debug"))?.is_truthy()?;
+        let at_work = AtWork { bridge: Arc::clone(bridge), options: bridge.options(py)?.unbind() };
+        drop(AT_WORK.replace(Some(at_work)));
+        bridge.mailbox.begin_portion();
+        let (bridge, end) = (Arc::clone(bridge), Instant::now() + PORTION);
+        Ok(Portion { bridge, debug, end, over: AtomicBool::new(false) })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.bridge.close();
+    }
+}
+
+/// The tasks that are woken in one go.
+///
+/// The loop over them is Python's, and not ours: a daemon thread of an interpreter that ends is
+/// unwound in the middle of Python code, and our frames must not lie below it.
+#[pyclass(frozen, module = "seckill._core")]
+pub struct Portion {
+    bridge: Arc<Bridge>,
+    debug: bool,
+    end: Instant,
+    over: AtomicBool,
+}
+
+#[pymethods]
+impl Portion {
+    fn __iter__(this: Py<Self>) -> Py<Self> {
+        this
+    }
+
+    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Woken>> {
+        while !self.over.load(Ordering::Relaxed) {
+            let ticket = self.bridge.tickets.lock().pop_front();
+            let Some(ticket) = ticket else { break };
+            if let Some(woken) = self.bridge.deliver(py, ticket, self.debug)? {
+                return Ok(Some(woken));
+            }
+            if Instant::now() >= self.end {
                 break;
             }
         }
-        if !tickets.is_empty() {
-            let mut rest = ours.tickets.lock();
-            tickets.append(&mut rest);
-            *rest = tickets;
-            drop(rest);
-            ours.mailbox.ring_anyway();
-        }
-        outcome
+        self.finish();
+        Ok(None)
     }
+}
 
-    /// The timer: a ticket for each call that is due, and the timer set for the next.
-    fn look_for_due(this: &Bound<'_, Self>) -> PyResult<()> {
-        let ours = this.get();
+impl Portion {
+    fn finish(&self) {
+        if self.over.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        drop(AT_WORK.take());
+        self.bridge.mailbox.end_portion();
+        if !self.bridge.tickets.lock().is_empty() {
+            self.bridge.mailbox.ring_anyway();
+        }
+    }
+}
+
+impl Drop for Portion {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// What the loop's timer calls: a ticket for each call that is due, and the timer set for the next.
+#[pyclass(frozen, module = "seckill._core")]
+pub struct Alarm {
+    bridge: Arc<Bridge>,
+    at: Instant,
+}
+
+#[pymethods]
+impl Alarm {
+    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        let bridge = &self.bridge;
         let began = Instant::now();
-        let fired = std::mem::take(&mut *ours.alarm.lock());
+        if *bridge.alarm.lock() != Some(self.at) {
+            return Ok(()); // another was set, for earlier
+        }
+        *bridge.alarm.lock() = None;
         let mut next: Option<Instant> = None;
         let mut due = Vec::new();
-        for (ticket, waiting) in &*ours.waiting.lock() {
+        for (ticket, waiting) in &*bridge.waiting.lock() {
             if waiting.until <= began {
                 due.push(ticket);
             } else {
                 next = Some(next.map_or(waiting.until, |next| next.min(waiting.until)));
             }
         }
-        drop(fired);
         if !due.is_empty() {
-            ours.tickets.lock().extend(due);
-            ours.mailbox.ring_anyway();
+            bridge.tickets.lock().extend(due);
+            bridge.mailbox.ring_anyway();
         }
         if let Some(next) = next {
             let looked = Instant::now();
             let pause = LEAST_PAUSE.max((looked - began) * PAUSE_PER_LOOK);
-            ours.arm(this, next.max(looked + pause))?;
+            bridge.arm(py, next.max(looked + pause))?;
         }
         Ok(())
-    }
-
-    fn __repr__(&self) -> String {
-        format!("<seckill bridge, {} calls waiting>", self.waiting.lock().len())
-    }
-
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        if let Some(waiting) = self.waiting.try_lock() {
-            for (_, waiting) in &*waiting {
-                visit.call(&waiting.call)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn __clear__(&self) {
-        let waiting = std::mem::take(&mut *self.waiting.lock());
-        drop(waiting);
-    }
-}
-
-/// Drops the bridges of loops that are closed or gone, and those of the process that forked us.
-fn sweep(py: Python<'_>) {
-    let all = std::mem::take(&mut *BRIDGES.lock());
-    let (kept, gone): (Vec<_>, Vec<_>) = all.into_iter().partition(|bridge| {
-        let bridge = bridge.get();
-        let open = |event_loop: Bound<'_, PyAny>| {
-            let closed = event_loop.call_method0("is_closed").and_then(|closed| closed.is_truthy());
-            !closed.unwrap_or(true)
-        };
-        bridge.generation == fork::generation()
-            && bridge.event_loop.bind(py).upgrade().is_some_and(open)
-    });
-    BRIDGES.lock().extend(kept);
-    for bridge in &gone {
-        bridge.get().__clear__();
     }
 }
 

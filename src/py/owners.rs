@@ -12,7 +12,7 @@ use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
 use crate::holdings::Owner;
 
 /// Nobody who could hold a lock.
-const NOBODY: Owner = 0;
+pub const NOBODY: Owner = 0;
 
 /// Entries of tasks that are gone are swept when there are more than this, and twice as many as are
 /// alive.
