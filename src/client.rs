@@ -81,10 +81,9 @@ impl Client {
         }
     }
 
-    /// Waits until all that nobody waits for is done, at most for one attempt's time: before the
-    /// process ends, and its threads with it.
-    pub fn settle(&self) {
-        let end = Instant::now() + self.settings.socket_timeout;
+    /// Waits until all that nobody waits for is done, but not beyond `end`: before the process ends,
+    /// and its threads with it.
+    pub fn settle(&self, end: Instant) {
         while !self.combiner.settled() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -20,10 +20,17 @@
 //! has come for a while. It knows no Python. Turned down: the event loop itself as leader. It saves a
 //! hand-over, and has the loop read and write sockets in the time in which it could run tasks.
 //!
+//! A loop that wakes a crowd of tasks *corks* the queue meanwhile: they ask again one after the other,
+//! and a pilot that is quick would take them in small bites, each a round trip. So it waits until
+//! they have asked, or there is [`ENOUGH`] for a batch. Whoever asks from anywhere else is not made to
+//! wait: that uncorks it. (1,000 tasks, others at work on the same two cores: 390,000 to 540,000
+//! updates a second without it, in batches of 15 to 26; 520,000 to 620,000 with it.)
+//!
 //! All mutexes are std's, bare futexes, and sound across fork: a child makes itself a new combiner
 //! and never touches the parent's. None is held while somebody wants the GIL; and that of the queue
 //! is held for moments only, since the threads of event loops take it.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::Thread;
@@ -44,9 +51,17 @@ const GRACE: Duration = Duration::from_millis(50);
 /// How long the pilot stays when there is nothing to do.
 const LINGER: Duration = Duration::from_secs(2);
 
-static ENOUGH_: std::sync::LazyLock<usize> = std::sync::LazyLock::new(|| {
-    std::env::var("ENOUGH").ok().and_then(|s| s.parse().ok()).unwrap_or(128)
-});
+/// How many steps of tasks that are being woken make a batch, though there may be more to come.
+const ENOUGH: usize = 128;
+
+/// How long the pilot looks by itself, and how often, after there was a crowd of so many: a queue that
+/// is corked must not depend on tasks that keep their loop busy.
+const ATTENTION: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(1);
+const CROWD: usize = 8;
+
+/// How many steps are taken out of the queue for the batches to come.
+const TAKE: usize = 16_384;
 
 /// How many steps may wait for their batch. Who comes when so many do is better told at once.
 const MOST_WAITING: usize = 1 << 20;
@@ -68,14 +83,20 @@ pub struct Combiner {
 
 #[derive(Default)]
 struct Queue {
-    steps: Vec<Arc<Step>>,
+    steps: VecDeque<Arc<Step>>,
     /// Steps that try again were put behind others that came later.
     mixed: bool,
     /// How many more have been taken out of here, and wait for their batch with the session.
     taken: usize,
+    /// How many of them, here or there, have left.
+    left: usize,
+    /// When there was a crowd last.
+    crowd: Option<Instant>,
+    /// The pilot looks within a moment, called or not.
+    attentive: bool,
     /// The thread of the pilot, while there is one.
     pilot: Option<Thread>,
-    /// Tasks are being woken that may have more to ask; the pilot is called when all of them are.
+    /// All steps here are of tasks that were woken in portions which have not ended: these uncork.
     corked: bool,
 }
 
@@ -90,7 +111,7 @@ pub fn last_moment(step: &Step) -> Instant {
 
 impl Queue {
     fn corked(&self) -> bool {
-        self.corked && self.steps.len() < *ENOUGH_
+        self.corked && self.steps.len() < ENOUGH
     }
 }
 
@@ -129,17 +150,17 @@ impl Combiner {
     }
 
     fn push(&self, mut queue: MutexGuard<'_, Queue>, step: Arc<Step>) {
-        queue.mixed |= queue.steps.last().is_some_and(|last| last.place > step.place);
-        let corked = match &step.caller {
-            Caller::Thread(_) => true,
-            Caller::Task(mailbox, _) if !self.called() => {
-                queue.corked = queue.corked || mailbox.cork(&self.me);
-                queue.corked && queue.steps.len() < *ENOUGH_
+        queue.mixed |= queue.steps.back().is_some_and(|last| last.place > step.place);
+        queue.corked = match &step.caller {
+            Caller::Task(mailbox, _) => {
+                let may_wait = queue.attentive && (queue.corked || queue.steps.is_empty());
+                may_wait && mailbox.cork(&self.me)
             }
-            Caller::Task(..) | Caller::Nobody => false,
+            Caller::Thread(_) | Caller::Nobody => false,
         };
-        queue.steps.push(step);
-        if !corked && !self.called() {
+        let led = step.caller.can_lead();
+        queue.steps.push_back(step);
+        if !led && !queue.corked() && !self.called() {
             self.call_pilot(queue);
         }
     }
@@ -187,18 +208,22 @@ impl Combiner {
     /// Leads until the own step (or, without one, everybody's) is answered, or `until` is over.
     /// False when somebody else leads.
     pub fn lead(&self, own: Option<&Arc<Step>>, until: Instant) -> bool {
+        self.lead_with(own, until, false)
+    }
+
+    /// Leads; `patient`, it does not take what is corked.
+    fn lead_with(&self, own: Option<&Arc<Step>>, until: Instant, mut patient: bool) -> bool {
         let Some(mut session) = self.try_session() else { return false };
         while own.is_none_or(|step| step.wanted()) {
-            if !session.is_busy() && !self.gather(&mut session, own.is_none()) {
+            if !session.is_busy() && !self.gather(&mut session, patient) {
                 break;
             }
+            patient = own.is_none();
             let advanced = session.advance(until);
             session.ring();
             match advanced {
                 Advance::Done(late) => {
-                    for step in late {
-                        self.push(lock(&self.queue), step);
-                    }
+                    session.take_in(late, true);
                     if Instant::now() >= until {
                         break;
                     }
@@ -237,18 +262,26 @@ impl Combiner {
         }
     }
 
-    /// Makes a batch of what is in the queue. Who has no step of its own in it is `patient`.
+    /// Makes a batch of the first who wait.
     fn gather(&self, session: &mut Session, patient: bool) -> bool {
-        let mut steps = session.room();
-        let mixed = {
+        let (steps, mixed) = {
             let mut queue = lock(&self.queue);
-            if patient && queue.corked() && session.waiting() == 0 {
+            if session.waiting() == 0 && patient && queue.corked() {
                 return false;
             }
             self.called.store(false, Ordering::Relaxed);
-            queue.taken += queue.steps.len();
-            std::mem::swap(&mut queue.steps, &mut steps);
-            std::mem::take(&mut queue.mixed)
+            let mut steps = session.room();
+            if session.waiting() < TAKE {
+                let take = queue.steps.len().min(TAKE);
+                steps.extend(queue.steps.drain(..take));
+                if take >= CROWD {
+                    queue.crowd = Some(Instant::now());
+                }
+            }
+            queue.taken = session.waiting() + steps.len();
+            let mixed = queue.mixed;
+            queue.mixed &= !queue.steps.is_empty();
+            (steps, mixed)
         };
         session.take_in(steps, mixed);
         let gathered = session.gather();
@@ -259,12 +292,11 @@ impl Combiner {
     /// Wakes one of the batch at hand, or the first of those who wait for theirs.
     fn pass_on(&self, heir: Option<Arc<Step>>, own: Option<&Arc<Step>>) {
         let queue = lock(&self.queue);
-        let from_batch = heir.is_some();
-        let heir = heir.or_else(|| queue.steps.iter().find(|step| step.wanted()).cloned());
+        let heir = heir.or_else(|| {
+            let mut waiting = queue.steps.iter().filter(|step| step.wanted());
+            waiting.next().filter(|_| !queue.corked()).cloned()
+        });
         let Some(heir) = heir else { return };
-        if !from_batch && !heir.caller.can_lead() && queue.corked() {
-            return;
-        }
         if own.is_some_and(|own| Arc::ptr_eq(own, &heir)) {
             return; // still here, and about to lead again or to leave
         }
@@ -280,12 +312,23 @@ impl Combiner {
     /// never will be.
     pub fn leave(&self, step: &Step) -> bool {
         let under_way = step.leave();
+        self.sweep();
         if step.caller.can_lead()
             && let Some(session) = self.try_session()
         {
             self.free(session, None);
         }
         under_way
+    }
+
+    /// Somebody has left. When most have, and they are many, they are cleared away.
+    fn sweep(&self) {
+        let mut queue = lock(&self.queue);
+        queue.left += 1;
+        if queue.left > TAKE && queue.left > queue.steps.len() / 2 {
+            queue.left = 0;
+            queue.steps.retain(|step| step.wanted());
+        }
     }
 
     /// What a call ends with that goes because its time is over.
@@ -327,17 +370,30 @@ impl Combiner {
     }
 
     fn pilot(&self) {
+        let mut called = true;
         loop {
-            {
-                let _queue = lock(&self.queue);
+            let now = Instant::now();
+            let attentive = {
+                let mut queue = lock(&self.queue);
                 self.called.store(false, Ordering::Relaxed);
-            }
+                let crowd = queue.crowd.is_some_and(|crowd| now < crowd + ATTENTION);
+                queue.attentive = crowd || !queue.steps.is_empty();
+                queue.attentive
+            };
             self.expire_orphans();
-            let led = self.lead(None, Instant::now() + SLICE);
-            let since = Instant::now();
+            let led = self.lead_with(None, now + SLICE, called);
             // Who leads now passes it on to us, when it is for us to lead.
-            std::thread::park_timeout(if led { LINGER } else { SLICE });
-            if led && since.elapsed() >= LINGER {
+            let nap = if attentive {
+                LOOK
+            } else if led {
+                LINGER
+            } else {
+                SLICE
+            };
+            let since = Instant::now();
+            std::thread::park_timeout(nap);
+            called = since.elapsed() < nap;
+            if led && !called && !attentive {
                 let mut queue = lock(&self.queue);
                 if !self.called() && queue.steps.is_empty() && self.settled() {
                     queue.pilot = None;

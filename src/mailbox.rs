@@ -18,6 +18,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use socket2::{Domain, Socket, Type};
@@ -33,11 +34,12 @@ pub type Ticket = usize;
 #[derive(Debug)]
 pub struct Mailbox {
     left: Mutex<Left>,
-    /// Whose pilots are to be called when the portion ends; none outside of a portion.
-    portion: Mutex<Option<Vec<Weak<Combiner>>>>,
+    /// The loop is waking tasks, who may ask again at once.
+    in_portion: AtomicBool,
+    /// Whose queues are to be uncorked when they have.
+    corked: Mutex<Vec<Weak<Combiner>>>,
     bell: Line,
     watched: Line,
-    open: [Arc<OpenFd>; 2],
 }
 
 #[derive(Debug, Default)]
@@ -50,9 +52,16 @@ impl Mailbox {
     /// An empty one. The descriptor to watch is [`fd`](Self::fd).
     pub fn new() -> io::Result<Self> {
         let (bell, watched) = Socket::pair(Domain::UNIX, Type::STREAM, None)?;
-        let open: [Arc<OpenFd>; 2] = Default::default();
-        let (bell, watched) = (Line::new(bell, &open[0])?, Line::new(watched, &open[1])?);
-        Ok(Self { left: Mutex::default(), portion: Mutex::default(), bell, watched, open })
+        // A child of a fork does nothing with them: neither end means anything to a server.
+        let [one, other]: [Arc<OpenFd>; 2] = Default::default();
+        let (bell, watched) = (Line::new(bell, &one)?, Line::new(watched, &other)?);
+        Ok(Self {
+            left: Mutex::default(),
+            in_portion: AtomicBool::new(false),
+            corked: Mutex::default(),
+            bell,
+            watched,
+        })
     }
 
     /// What becomes readable when there are tickets to take.
@@ -93,33 +102,34 @@ impl Mailbox {
         std::mem::swap(&mut left.tickets, into);
     }
 
-    fn portion(&self) -> MutexGuard<'_, Option<Vec<Weak<Combiner>>>> {
-        self.portion.lock().unwrap_or_else(PoisonError::into_inner)
+    fn corked(&self) -> MutexGuard<'_, Vec<Weak<Combiner>>> {
+        self.corked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// In the loop: begins to wake tasks, who may ask again at once.
+    /// In the loop: begins to wake tasks. Relaxed, here and below: only the loop's thread looks.
     pub fn begin_portion(&self) {
-        *self.portion() = Some(Vec::new());
+        self.in_portion.store(true, Ordering::Relaxed);
     }
 
     /// In the loop: all of the portion have been woken, and have asked what they had to ask.
     pub fn end_portion(&self) {
-        for combiner in self.portion().take().into_iter().flatten() {
-            if let Some(combiner) = combiner.upgrade() {
-                combiner.uncork();
-            }
+        self.in_portion.store(false, Ordering::Relaxed);
+        let corked = std::mem::take(&mut *self.corked());
+        for combiner in corked.iter().filter_map(Weak::upgrade) {
+            combiner.uncork();
         }
     }
 
-    /// Has `combiner` uncorked when the portion at hand ends. False when there is none.
+    /// A task has asked. True when its loop is in a portion, whose end will uncork `combiner`.
     pub(crate) fn cork(&self, combiner: &Weak<Combiner>) -> bool {
-        let mut portion = self.portion();
-        portion.as_mut().map(|corked| corked.push(Weak::clone(combiner))).is_some()
-    }
-
-    /// In a forked child: closes what the parent's has open.
-    pub fn close_inherited(&self) {
-        self.open.iter().for_each(|open| open.close_inherited());
+        let in_portion = self.in_portion.load(Ordering::Relaxed);
+        if in_portion {
+            let mut corked = self.corked();
+            if !corked.iter().any(|known| known.ptr_eq(combiner)) {
+                corked.push(Weak::clone(combiner));
+            }
+        }
+        in_portion
     }
 }
 

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use super::args::{self, Given};
 use super::bridge::Bridge;
 use super::client::CoreClient;
+use super::ending::stay_if_ending;
 use super::functions::default;
 use super::owners;
 use super::pending::PendingCall;
@@ -21,6 +22,7 @@ fn begin(
     wish: Wish,
     time_out: Option<Duration>,
 ) -> PyResult<Py<PendingCall>> {
+    stay_if_ending(py);
     // First, for outside of a loop there is no task either.
     let bridge = Bridge::of_running_loop(py)?;
     let client = match client {

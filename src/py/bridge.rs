@@ -27,9 +27,11 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{IntoPyDict, PyDict, PyString, PyType, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{IntoPyDict, PyBool, PyString, PyType, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::{PyTraverseError, PyVisit};
 use slab::Slab;
 
+use super::ending::stay_if_ending;
 use super::pending::{News, PendingCall};
 use crate::call::Call;
 use crate::caller::Caller;
@@ -42,6 +44,9 @@ const PORTION: Duration = Duration::from_millis(1);
 /// The least time between two looks for calls that are due, and how much longer than such a look.
 const LEAST_PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_PER_LOOK: u32 = 10;
+
+/// How many futures are kept: as many as there are calls in one moment, usually.
+const MOST_FUTURES: usize = 4096;
 
 /// A task's own callback on the future that it waits for, and the context to run it in.
 type WakeUp = (Py<PyAny>, Py<PyAny>);
@@ -57,6 +62,10 @@ pub struct Bridge {
     waiting: Mutex<Slab<Waiting>>,
     /// Tickets that were taken from the mailbox and are still to be looked at.
     tickets: Mutex<VecDeque<Ticket>>,
+    /// Futures that nobody waits for.
+    futures: Mutex<Vec<Py<PyAny>>>,
+    /// One that is done, of no loop that it would keep alive.
+    done: Py<PyAny>,
     /// When the loop's timer fires.
     alarm: Mutex<Option<Instant>>,
     built: Instant,
@@ -69,15 +78,9 @@ struct Waiting {
     until: Instant,
 }
 
-/// The bridge whose portion this thread runs: that of a task that is being woken.
-struct AtWork {
-    bridge: Arc<Bridge>,
-    /// What makes a future of its loop's.
-    options: Py<PyDict>,
-}
-
 thread_local! {
-    static AT_WORK: RefCell<Option<AtWork>> = const { RefCell::new(None) };
+    /// The bridge whose portion this thread runs: that of a task that is being woken.
+    static AT_WORK: RefCell<Option<Arc<Bridge>>> = const { RefCell::new(None) };
 }
 
 /// Those of the process. Only locked while attached to Python.
@@ -88,8 +91,8 @@ impl Bridge {
     pub fn of_running_loop(py: Python<'_>) -> PyResult<Arc<Self>> {
         static RUNNING_LOOP: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         // To ask asyncio costs as much as all the rest of a call.
-        let at_work = AT_WORK.with_borrow(|at_work| Some(Arc::clone(&at_work.as_ref()?.bridge)));
-        if let Some(bridge) = at_work.filter(|bridge| bridge.generation == fork::generation()) {
+        let at_work = AT_WORK.with_borrow(Clone::clone);
+        if let Some(bridge) = at_work.filter(|bridge| bridge.is_ours()) {
             return Ok(bridge);
         }
         let running = RUNNING_LOOP.import(py, "asyncio", "get_running_loop")?;
@@ -107,9 +110,19 @@ impl Bridge {
         }
     }
 
+    /// Whether there is a loop that is not closed.
+    pub fn any() -> bool {
+        BRIDGES.lock().iter().filter_map(Weak::upgrade).any(|bridge| bridge.is_ours())
+    }
+
+    /// Whether it was made in this process, and not in one that forked us.
+    fn is_ours(&self) -> bool {
+        self.generation == fork::generation()
+    }
+
     fn is_of(&self, event_loop: &Bound<'_, PyAny>) -> bool {
         self.address == event_loop.as_ptr().addr()
-            && self.generation == fork::generation()
+            && self.is_ours()
             && self.event_loop.bind(event_loop.py()).upgrade().is_some()
     }
 
@@ -126,6 +139,8 @@ impl Bridge {
             mailbox,
             waiting: Mutex::default(),
             tickets: Mutex::default(),
+            futures: Mutex::default(),
+            done: done(py)?,
             alarm: Mutex::default(),
             built: Instant::now(),
         });
@@ -146,23 +161,12 @@ impl Bridge {
         self.event_loop.bind(py).upgrade().ok_or_else(gone)
     }
 
-    /// A future of the loop's.
+    /// A future of the loop's, for a task to wait for.
     pub fn future<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-        let future = FUTURE.import(py, "asyncio", "Future")?;
-        let options = AT_WORK.with_borrow(|at_work| {
-            let at_work =
-                at_work.as_ref().filter(|at_work| std::ptr::eq(&raw const *at_work.bridge, self));
-            Some(at_work?.options.clone_ref(py))
-        });
-        match options {
-            Some(options) => future.call((), Some(options.bind(py))),
-            None => future.call((), Some(&self.options(py)?)),
+        if let Some(future) = self.futures.lock().pop() {
+            return Ok(future.into_bound(py));
         }
-    }
-
-    fn options<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        [(intern!(py, "loop"), self.event_loop(py)?)].into_py_dict(py)
+        new_future(&self.event_loop(py)?)
     }
 
     /// Begins a call for the running task: drives it as far as it goes, and makes it awaitable.
@@ -235,39 +239,57 @@ impl Bridge {
             }
             News::Done(future) => {
                 self.forget(ticket);
-                future.map_or(Ok(None), |future| wake(future.into_bound(py), debug))
+                future.map_or(Ok(None), |future| self.wake(future.into_bound(py), debug))
             }
+        }
+    }
+
+    /// How to wake the task that waits for `future`.
+    ///
+    /// Made done, the future would have the loop call the task later, which costs more than all the
+    /// rest of a call. So the task's own callback is taken off it and called at once, with a future
+    /// that is done; and this one, which never was, serves the next call. (In debug mode the loop does
+    /// call the task, so that a slow one is named by its own name in the log.)
+    fn wake(&self, future: Bound<'_, PyAny>, debug: bool) -> PyResult<Option<Woken>> {
+        let py = future.py();
+        let callbacks = if debug { None } else { future.getattr_opt(intern!(py, "_callbacks"))? };
+        let only = callbacks.and_then(|callbacks| callbacks.extract::<[WakeUp; 1]>().ok());
+        if let Some([(callback, context)]) = only {
+            call_method(&future, intern!(py, "remove_done_callback"), callback.bind(py))?;
+            let done = self.done.clone_ref(py);
+            self.keep(future);
+            return Ok(Some((context, callback, done)));
+        }
+        if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+            return Ok(None); // cancelled, and the task is about to be told
+        }
+        let set_result = future.getattr(intern!(py, "set_result"))?.unbind();
+        Ok(Some((empty_context(py)?.unbind(), set_result, py.None())))
+    }
+
+    /// Keeps a future for the next call, if nobody else knows it but the task that is being woken.
+    fn keep(&self, future: Bound<'_, PyAny>) {
+        // SAFETY: we are attached, and the future is alive.
+        let known_by = unsafe { ffi::Py_REFCNT(future.as_ptr()) };
+        let mut futures = self.futures.lock();
+        if futures.len() < MOST_FUTURES && known_by <= 2 {
+            futures.push(future.unbind());
         }
     }
 
     /// The loop is closed: nobody drives these calls any more, nor wants their answers.
     fn close(&self) {
         let waiting = std::mem::take(&mut *self.waiting.lock());
+        let futures = std::mem::take(&mut *self.futures.lock());
+        drop(futures); // they keep the loop
         for call in waiting.iter().filter_map(|(_, waiting)| waiting.call.as_ref()) {
             call.get().give_up();
         }
     }
 }
 
-/// A task's own callback, the context to run it in, and the future to run it with.
+/// What to run, its argument, and the context to run it in.
 type Woken = (Py<PyAny>, Py<PyAny>, Py<PyAny>);
-
-/// Makes a future done. What comes back is the task that waits for it, to be woken at once.
-///
-/// Left alone, the future would have the loop call the task later, which costs more than all the rest
-/// of a call. (In debug mode it does, so that a slow task is named by its own name in the log.)
-fn wake(future: Bound<'_, PyAny>, debug: bool) -> PyResult<Option<Woken>> {
-    let py = future.py();
-    let callbacks = if debug { None } else { future.getattr_opt(intern!(py, "_callbacks"))? };
-    let only = callbacks.and_then(|callbacks| callbacks.extract::<[WakeUp; 1]>().ok());
-    if let Some([(callback, _)]) = &only {
-        call_method(&future, intern!(py, "remove_done_callback"), callback.bind(py))?;
-    } else if future.call_method0(intern!(py, "done"))?.is_truthy()? {
-        return Ok(None); // cancelled, and the task is about to be told
-    }
-    call_method(&future, intern!(py, "set_result"), py.None().bind(py))?;
-    Ok(only.map(|[(callback, context)]| (context, callback, future.unbind())))
-}
 
 /// Calls a method with one argument, without the tuple and the bound method that it costs otherwise.
 fn call_method(
@@ -295,17 +317,28 @@ pub struct Reader {
 impl Reader {
     /// The tasks to wake now: each a context, a callback and its argument.
     fn __iter__(&self, py: Python<'_>) -> PyResult<Portion> {
+        stay_if_ending(py);
         let bridge = &self.bridge;
         let mut fresh = Vec::new();
         bridge.mailbox.take(&mut fresh);
         bridge.tickets.lock().extend(fresh);
         let event_loop = bridge.event_loop(py)?;
         let debug = event_loop.call_method0(intern!(py, "get_debug"))?.is_truthy()?;
-        let at_work = AtWork { bridge: Arc::clone(bridge), options: bridge.options(py)?.unbind() };
-        drop(AT_WORK.replace(Some(at_work)));
+        drop(AT_WORK.replace(Some(Arc::clone(bridge))));
         bridge.mailbox.begin_portion();
         let (bridge, end) = (Arc::clone(bridge), Instant::now() + PORTION);
         Ok(Portion { bridge, debug, end, over: AtomicBool::new(false) })
+    }
+
+    /// The futures refer to the loop, which refers to us.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        let futures = self.bridge.futures.try_lock();
+        futures.iter().flat_map(|futures| futures.iter()).try_for_each(|it| visit.call(it))
+    }
+
+    fn __clear__(&self) {
+        let futures = std::mem::take(&mut *self.bridge.futures.lock());
+        drop(futures);
     }
 }
 
@@ -334,14 +367,12 @@ impl Portion {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Woken>> {
-        while !self.over.load(Ordering::Relaxed) {
+        stay_if_ending(py);
+        while self.goes_on() {
             let ticket = self.bridge.tickets.lock().pop_front();
             let Some(ticket) = ticket else { break };
             if let Some(woken) = self.bridge.deliver(py, ticket, self.debug)? {
                 return Ok(Some(woken));
-            }
-            if Instant::now() >= self.end {
-                break;
             }
         }
         self.finish();
@@ -350,8 +381,12 @@ impl Portion {
 }
 
 impl Portion {
+    fn goes_on(&self) -> bool {
+        !self.over.load(Ordering::Relaxed) && self.bridge.is_ours() && Instant::now() < self.end
+    }
+
     fn finish(&self) {
-        if self.over.swap(true, Ordering::Relaxed) {
+        if self.over.swap(true, Ordering::Relaxed) || !self.bridge.is_ours() {
             return;
         }
         drop(AT_WORK.take());
@@ -378,6 +413,7 @@ pub struct Alarm {
 #[pymethods]
 impl Alarm {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
+        stay_if_ending(py);
         let bridge = &self.bridge;
         let began = Instant::now();
         if *bridge.alarm.lock() != Some(self.at) {
@@ -404,6 +440,22 @@ impl Alarm {
         }
         Ok(())
     }
+}
+
+/// A future that is done, with a stand-in for a loop: nobody will ask it for anything else.
+fn done(py: Python<'_>) -> PyResult<Py<PyAny>> {
+    let stand_in = py.import("types")?.getattr("SimpleNamespace")?.call0()?;
+    stand_in.setattr("get_debug", py.get_type::<PyBool>())?;
+    let done = new_future(&stand_in)?;
+    done.call_method1("set_result", (py.None(),))?;
+    Ok(done.unbind())
+}
+
+fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let py = event_loop.py();
+    let options = [(intern!(py, "loop"), event_loop)].into_py_dict(py)?;
+    FUTURE.import(py, "asyncio", "Future")?.call((), Some(&options))
 }
 
 fn empty_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {

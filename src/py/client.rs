@@ -2,16 +2,16 @@
 
 use std::mem::ManuallyDrop;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::args::{self, Given};
-use super::{errors, gate, owners};
+use super::{ending, errors, gate, owners};
 use crate::call::{Call, Wish};
 use crate::caller::Caller;
 use crate::client::Client;
@@ -41,10 +41,7 @@ struct Living {
 impl Living {
     fn new(settings: &Settings) -> Self {
         let (client, generation) = (Arc::new(Client::new(settings.clone())), fork::generation());
-        let mut clients = CLIENTS.lock();
-        // What was inherited is not even looked at.
-        clients.retain(|(made, client)| *made == generation && client.strong_count() > 0);
-        clients.push((generation, Arc::downgrade(&client)));
+        ending::remember(&client, generation);
         Self { generation, client: ManuallyDrop::new(client) }
     }
 
@@ -62,19 +59,6 @@ impl Drop for Living {
             self.client.close_inherited();
         }
     }
-}
-
-/// Those of the process, with the generation each was made in. Only locked while attached to Python.
-static CLIENTS: Mutex<Vec<(u64, Weak<Client>)>> = Mutex::new(Vec::new());
-
-/// Before the interpreter ends: whatever is still to be undone is done, unless the server is away.
-#[pyfunction]
-#[pyo3(signature = ())]
-pub fn settle(py: Python<'_>) {
-    let clients = CLIENTS.lock().clone();
-    let ours = clients.into_iter().filter(|(made, _)| *made == fork::generation());
-    let ours: Vec<_> = ours.filter_map(|(_, client)| client.upgrade()).collect();
-    py.detach(|| ours.iter().for_each(|client| client.settle()));
 }
 
 impl CoreClient {

@@ -10,6 +10,7 @@ mod aio;
 mod args;
 mod bridge;
 mod client;
+mod ending;
 mod errors;
 mod functions;
 mod gate;
@@ -27,7 +28,9 @@ mod core {
         begin_update_inventory,
     };
     #[pymodule_export]
-    use super::client::{CoreClient, settle};
+    use super::client::CoreClient;
+    #[pymodule_export]
+    use super::ending::settle;
     #[pymodule_export]
     use super::functions::{
         acquire_lock, get_default, incr_inventory, release_lock, set_default, update_inventory,

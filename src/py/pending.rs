@@ -19,6 +19,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 
 use super::bridge::Bridge;
+use super::ending::stay_if_ending;
 use super::{client, errors};
 use crate::call::{Call, Progress, Wish};
 use crate::error::Result;
@@ -117,6 +118,7 @@ impl PendingCall {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        stay_if_ending(py);
         let mut state = self.state.lock();
         let outcome = match std::mem::replace(&mut state.phase, Phase::Told) {
             Phase::Waiting => {
