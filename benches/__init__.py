@@ -1,17 +1,24 @@
 """The benchmark harness behind ``make bench``: ``python -m benches`` from the repository's top.
 
-Every figure is a ratio. Both sides of a row run in one go on one machine, in turns, several rounds
-long; the ratio is taken in each round and the table shows the median of the rounds and their range.
-A run whose stock and sales do not add up gives no figure at all.
+Every figure of the first table is a ratio. Both sides of a row run in one go on one machine, in
+turns, several rounds long; the ratio is taken in each round and the table shows the median of the
+rounds and their range. A run whose stock and sales do not add up gives no figure at all.
 
-    rows.py      what is compared with what, and the floors and goals
-    sides.py     one sale, as each library makes it
-    worker.py    the process that is measured: warm up, wait for the word, sell, report
-    rates.py     sales per second: workers started together, or redis-benchmark
-    handoff.py   from one process's release of a lock to the other's acquire
-    startup.py   what `import seckill` adds to a bare interpreter
-    call.py      the script call that the other side sends: the project's own
-    server.py    a private server on loopback
-    machine.py   what it ran on
-    report.py    the table and the JSON
+The second table tells what a crowd of asyncio tasks costs, next to what asyncio itself costs: the
+same crowd on plain futures.
+
+    rows.py        what is compared with what, and the floors and goals
+    sides.py       one sale, as each library makes it
+    aio_sides.py   the same, awaited
+    worker.py      the process that is measured: warm up, wait for the word, sell, report
+    aio_worker.py  the same, with asyncio tasks in place of threads
+    rates.py       sales per second: workers started together, or redis-benchmark
+    handoff.py     from one process's release of a lock to the other's acquire
+    startup.py     what `import seckill` adds to a bare interpreter
+    figures.py     what a crowd of waiting tasks costs: memory, a blocked loop, the server's time
+    crowd.py       the process that such a crowd is in
+    call.py        the script call that the other side sends: the project's own
+    server.py      a private server on loopback
+    machine.py     what it ran on
+    report.py      the tables and the JSON
 """

@@ -1,4 +1,4 @@
-"""`python -m benches`: measures, prints one table, stores JSON."""
+"""`python -m benches`: measures, prints two tables, stores JSON."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ from pathlib import Path
 from statistics import median
 
 from . import call, machine
+from .figures import FIGURES
 from .rates import Bench, NotMeasured
-from .report import Result, Side, store, table
+from .report import Result, Side, store, table, table_of_figures
 from .rows import CONTESTS, Contest
 from .server import BINARIES, serving
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
+NOT_QUICK = {"tasks-10", "tasks-100", "memory-100000", "blocked-10000", "blocked-100000"}
+"""What runs nothing that other rows do not run, too, with another number of tasks."""
+
 DISTURBED = 0.1
 """A round in which others used more of the machine than this is thrown away and played again."""
+
+ROUNDS_FOR_FIGURES = 3
+"""At most: they are long, and differ little from round to round."""
 
 
 def main() -> int:
     options = parse()
     about: dict[str, object] = {"machine": machine.describe()}
     results: list[Result] = []
+    figures: list[Result] = []
     with serving(options.server) as server:
         about["server"] = server.version
         print(headline(about), flush=True)
@@ -32,33 +40,40 @@ def main() -> int:
             call.check(server)
         bench = Bench(server, options.seconds, options.handoffs, options.starts)
         for name in options.rows:
-            results += play(name, CONTESTS[name], bench, options)
+            if name in CONTESTS:
+                results += play(name, CONTESTS[name], bench, options.rounds, options.patience)
+            else:
+                rounds = min(options.rounds, ROUNDS_FOR_FIGURES)
+                figures += play(name, FIGURES[name], bench, rounds, options.patience)
     about |= {"rounds": options.rounds, "seconds": options.seconds}
-    print(f"\n{table(results)}\n")
-    print(f"Medians of {options.rounds} rounds in turns, in brackets the range over the rounds.")
-    crowded = max(median(result.company) for result in results)
+    if results:
+        print(f"\n{table(results)}")
+    if figures:
+        print(f"\n{table_of_figures(figures)}")
+    played = rounds_played(results, figures)
+    print(f"\nMedians of {played} rounds in turns, in brackets the range over the rounds.")
+    crowded = max(median(result.company) for result in results + figures)
     print(f"Others used up to {crowded:.0%} of the machine meanwhile.")
-    store(options.json or LATEST, about, results)
-    for result in results:
-        if result.failure:
-            print(f"not measured: {result.row.what}: {result.failure}", file=sys.stderr)
-    return 1 if any(result.failure for result in results) else 0
+    store(options.json or LATEST, about, results, figures)
+    failures = [result for result in results + figures if result.failure]
+    for result in failures:
+        print(f"not measured: {result.row.what}: {result.failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def play(name: str, contest: Contest, bench: Bench, options: argparse.Namespace) -> list[Result]:
+def play(name: str, contest: Contest, bench: Bench, rounds: int, patience: int) -> list[Result]:
     """All sides in turns, every other round backwards: a machine that warms up favours nobody."""
     samples: dict[str, list[tuple[float, ...]]] = {side: [] for side in contest.sides}
     failures: dict[str, str] = {}
     shares: list[float] = []
-    patience = options.patience
     company = machine.Company(bench.server.pid)
-    while len(shares) < options.rounds:
+    while len(shares) < rounds:
         turn = len(shares)
         played: dict[str, tuple[float, ...]] = {}
         for side in list(contest.sides)[:: -1 if turn % 2 else 1]:
             if side in failures:
                 continue
-            progress(f"{name} {turn + 1}/{options.rounds}: {side}")
+            progress(f"{name} {turn + 1}/{rounds}: {side}")
             try:
                 played[side] = tuple(contest.sides[side](bench))
             except NotMeasured as failure:
@@ -73,6 +88,11 @@ def play(name: str, contest: Contest, bench: Bench, options: argparse.Namespace)
     progress("")
     sides = {side: Side(tuple(samples[side]), failures.get(side)) for side in contest.sides}
     return [Result(row, sides[row.ours], sides[row.theirs], shares) for row in contest.rows]
+
+
+def rounds_played(*results: list[Result]) -> str:
+    played = [str(len(table[0].company)) for table in results if table]
+    return " and ".join(dict.fromkeys(played))
 
 
 def progress(text: str) -> None:
@@ -93,7 +113,7 @@ def headline(about: dict[str, object]) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short: shows that it runs")
-    parser.add_argument("--rows", nargs="+", choices=CONTESTS, default=list(CONTESTS))
+    parser.add_argument("--rows", nargs="+", choices=[*CONTESTS, *FIGURES], help="default all")
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--seconds", type=float, help="of each side in each round; default 1")
     parser.add_argument("--json", type=Path, help=f"default {LATEST.parent.name}/{LATEST.name}")
@@ -102,7 +122,10 @@ def parse() -> argparse.Namespace:
     )
     options = parser.parse_args()
     quick = options.quick
-    options.rounds = options.rounds or (2 if quick else 5)
+    options.rows = options.rows or [
+        name for name in (*CONTESTS, *FIGURES) if not (quick and name in NOT_QUICK)
+    ]
+    options.rounds = options.rounds or (1 if quick else 5)
     options.seconds = options.seconds or (0.2 if quick else 1.0)
     options.handoffs, options.starts = (3, 3) if quick else (25, 10)
     options.patience = 0 if quick else 2 * options.rounds

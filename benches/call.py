@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,20 @@ class ScriptCall:
     def by(self, session: str) -> ScriptCall:
         keys = tuple(key.replace(SESSION, session) for key in self.keys)
         return ScriptCall(self.source, keys, self.args)
+
+    def session(self) -> tuple[list[str], Callable[[], list[str]]]:
+        """A new session: its keys, and a function that returns the arguments of its next call."""
+        call = self.by(secrets.token_hex(16))
+        args = list(call.args)
+        place, number = args.index(NUMBER), 0
+
+        def following() -> list[str]:
+            nonlocal number
+            number += 1
+            args[place] = str(number)
+            return args
+
+        return list(call.keys), following
 
 
 def one_sale(lock: str, stock: str) -> ScriptCall:

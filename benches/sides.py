@@ -7,12 +7,11 @@ of its own that sells one unit. Libraries are imported inside: a process loads t
 from __future__ import annotations
 
 import importlib
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .call import NUMBER, ScriptCall
+from .call import ScriptCall
 
 Sell = Callable[[], object]
 Seller = Callable[[], Sell]
@@ -27,6 +26,10 @@ class Job:
     call: ScriptCall
     seconds: float
     threads: int = 1
+    tasks: int = 0
+    """asyncio tasks in place of threads, as aio_sides.py has them; or 0."""
+    loop: str = "asyncio"
+    """Or uvloop."""
 
 
 def seckill(job: Job) -> Seller:
@@ -63,17 +66,9 @@ def redis_py(job: Job) -> Seller:
     client = redis.Redis(host="127.0.0.1", port=job.port)
 
     def seller() -> Sell:
-        call = job.call.by(secrets.token_hex(16))
-        sha, keys, args = client.script_load(call.source), call.keys, list(call.args)
-        place, number = args.index(NUMBER), 0
-
-        def sell() -> object:
-            nonlocal number
-            number += 1
-            args[place] = str(number)
-            return client.evalsha(sha, len(keys), *keys, *args)
-
-        return sell
+        sha = client.script_load(job.call.source)
+        keys, args = job.call.session()
+        return lambda: client.evalsha(sha, len(keys), *keys, *args())
 
     return seller
 
@@ -86,17 +81,8 @@ def glide(job: Job) -> Seller:
     script = glide_sync.Script(job.call.source)
 
     def seller() -> Sell:
-        call = job.call.by(secrets.token_hex(16))
-        keys, args = list(call.keys), list(call.args)
-        place, number = args.index(NUMBER), 0
-
-        def sell() -> object:
-            nonlocal number
-            number += 1
-            args[place] = str(number)
-            return client.invoke_script(script, keys=keys, args=args)
-
-        return sell
+        keys, args = job.call.session()
+        return lambda: client.invoke_script(script, keys=keys, args=args())
 
     return seller
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
-from .rates import Bench, Measure, NotMeasured
+from .rates import Bench, Measure, NotMeasured, need
 
 
 def interpreter(module: str | None) -> Measure:
     statement = f"import {module}" if module else "pass"
 
     def measure(bench: Bench) -> list[float]:
-        if module and find_spec(module) is None:
-            raise NotMeasured("not installed")
+        if module:
+            need(module)
         command = [sys.executable, "-c", statement]
         samples = []
         for _ in range(bench.starts + 1):

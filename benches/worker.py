@@ -48,8 +48,8 @@ class Stint:
         self.timed, self.ended = timed, now
 
 
-def wait_for_the_word() -> None:
-    print("ready", flush=True)
+def wait_for_the_word(state: str = "ready") -> None:
+    print(state, flush=True)
     sys.stdin.readline()
 
 

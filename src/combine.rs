@@ -20,26 +20,19 @@
 //! has come for a while. It knows no Python. Turned down: the event loop itself as leader. It saves a
 //! hand-over, and has the loop read and write sockets in the time in which it could run tasks.
 //!
-//! A loop that wakes a crowd of tasks *corks* the queue meanwhile: they ask again one after the other,
-//! and a pilot that is quick would take them in small bites, each a round trip. So it waits until
-//! they have asked, or there is [`ENOUGH`] for a batch. Whoever asks from anywhere else is not made to
-//! wait: that uncorks it. (1,000 tasks, others at work on the same two cores: 390,000 to 540,000
-//! updates a second without it, in batches of 15 to 26; 520,000 to 620,000 with it.)
-//!
 //! All mutexes are std's, bare futexes, and sound across fork: a child makes itself a new combiner
 //! and never touches the parent's. None is held while somebody wants the GIL; and that of the queue
 //! is held for moments only, since the threads of event loops take it.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::inherited::OpenFd;
 use crate::patrol::SLICE;
+use crate::queue::Queue;
 use crate::session::{Advance, Counts, Session};
 use crate::settings::Settings;
 use crate::step::{Ask, Step};
@@ -51,20 +44,8 @@ const GRACE: Duration = Duration::from_millis(50);
 /// How long the pilot stays when there is nothing to do.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How many steps of tasks that are being woken make a batch, though there may be more to come.
-const ENOUGH: usize = 128;
-
-/// How long the pilot looks by itself, and how often, after there was a crowd of so many: a queue that
-/// is corked must not depend on tasks that keep their loop busy.
-const ATTENTION: Duration = Duration::from_millis(10);
+/// How often the pilot looks by itself after a crowd.
 const LOOK: Duration = Duration::from_millis(1);
-const CROWD: usize = 8;
-
-/// How many steps are taken out of the queue for the batches to come.
-const TAKE: usize = 16_384;
-
-/// How many steps may wait for their batch. Who comes when so many do is better told at once.
-const MOST_WAITING: usize = 1 << 20;
 
 /// See the module's description.
 pub struct Combiner {
@@ -73,31 +54,10 @@ pub struct Combiner {
     session: Mutex<Session>,
     arrivals: AtomicU64,
     trouble: Arc<Mutex<String>>,
-    /// The pilot was woken, and has not looked yet. Only changed with the queue locked.
-    called: AtomicBool,
     /// Steps that nobody waits for, until they are answered.
     orphans: Mutex<Vec<Arc<Step>>>,
     /// Whoever frees the session with nothing left to do closes the connection.
     closing: AtomicBool,
-}
-
-#[derive(Default)]
-struct Queue {
-    steps: VecDeque<Arc<Step>>,
-    /// Steps that try again were put behind others that came later.
-    mixed: bool,
-    /// How many more have been taken out of here, and wait for their batch with the session.
-    taken: usize,
-    /// How many of them, here or there, have left.
-    left: usize,
-    /// When there was a crowd last.
-    crowd: Option<Instant>,
-    /// The pilot looks within a moment, called or not.
-    attentive: bool,
-    /// The thread of the pilot, while there is one.
-    pilot: Option<Thread>,
-    /// All steps here are of tasks that were woken in portions which have not ended: these uncork.
-    corked: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -107,12 +67,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// When the caller of a step goes.
 pub fn last_moment(step: &Step) -> Instant {
     if step.was_sent() { step.deadline + GRACE } else { step.deadline }
-}
-
-impl Queue {
-    fn corked(&self) -> bool {
-        self.corked && self.steps.len() < ENOUGH
-    }
 }
 
 impl Combiner {
@@ -126,7 +80,6 @@ impl Combiner {
             session,
             arrivals: AtomicU64::new(0),
             trouble,
-            called: AtomicBool::new(false),
             orphans: Mutex::default(),
             closing: AtomicBool::new(false),
         })
@@ -140,27 +93,13 @@ impl Combiner {
     /// Puts a step into the queue. A caller that can lead then does; for others the pilot is called.
     pub fn put(&self, step: Arc<Step>) -> Result<()> {
         let queue = lock(&self.queue);
-        if queue.steps.len() + queue.taken >= MOST_WAITING {
-            return Err(Error::Unreachable(format!(
-                "{MOST_WAITING} calls of this process are waiting for the server already"
-            )));
-        }
+        queue.admit()?;
         self.push(queue, step);
         Ok(())
     }
 
     fn push(&self, mut queue: MutexGuard<'_, Queue>, step: Arc<Step>) {
-        queue.mixed |= queue.steps.back().is_some_and(|last| last.place > step.place);
-        queue.corked = match &step.caller {
-            Caller::Task(mailbox, _) => {
-                let may_wait = queue.attentive && (queue.corked || queue.steps.is_empty());
-                may_wait && mailbox.cork(&self.me)
-            }
-            Caller::Thread(_) | Caller::Nobody => false,
-        };
-        let led = step.caller.can_lead();
-        queue.steps.push_back(step);
-        if !led && !queue.corked() && !self.called() {
+        if queue.push(step, &self.me) {
             self.call_pilot(queue);
         }
     }
@@ -168,8 +107,7 @@ impl Combiner {
     /// The tasks that were being woken have asked what they had to ask.
     pub(crate) fn uncork(&self) {
         let mut queue = lock(&self.queue);
-        queue.corked = false;
-        if !queue.steps.is_empty() && !self.called() {
+        if queue.uncork() {
             self.call_pilot(queue);
         }
     }
@@ -230,7 +168,7 @@ impl Combiner {
                 }
                 Advance::Pending => break,
                 Advance::Hopeless(error) => {
-                    let waiting = std::mem::take(&mut lock(&self.queue).steps);
+                    let waiting = lock(&self.queue).drain();
                     for step in waiting {
                         step.fail(&error);
                         step.caller.wake();
@@ -264,39 +202,26 @@ impl Combiner {
 
     /// Makes a batch of the first who wait.
     fn gather(&self, session: &mut Session, patient: bool) -> bool {
-        let (steps, mixed) = {
+        let mut steps = session.room();
+        let mixed = {
             let mut queue = lock(&self.queue);
-            if session.waiting() == 0 && patient && queue.corked() {
-                return false;
+            let waiting = session.waiting();
+            if waiting > 0 || !patient || !queue.is_corked() {
+                queue.take(&mut steps, waiting)
+            } else {
+                false
             }
-            self.called.store(false, Ordering::Relaxed);
-            let mut steps = session.room();
-            if session.waiting() < TAKE {
-                let take = queue.steps.len().min(TAKE);
-                steps.extend(queue.steps.drain(..take));
-                if take >= CROWD {
-                    queue.crowd = Some(Instant::now());
-                }
-            }
-            queue.taken = session.waiting() + steps.len();
-            let mixed = queue.mixed;
-            queue.mixed &= !queue.steps.is_empty();
-            (steps, mixed)
         };
         session.take_in(steps, mixed);
         let gathered = session.gather();
-        lock(&self.queue).taken = session.waiting();
+        lock(&self.queue).still_waiting(session.waiting());
         gathered
     }
 
     /// Wakes one of the batch at hand, or the first of those who wait for theirs.
     fn pass_on(&self, heir: Option<Arc<Step>>, own: Option<&Arc<Step>>) {
         let queue = lock(&self.queue);
-        let heir = heir.or_else(|| {
-            let mut waiting = queue.steps.iter().filter(|step| step.wanted());
-            waiting.next().filter(|_| !queue.corked()).cloned()
-        });
-        let Some(heir) = heir else { return };
+        let Some(heir) = heir.or_else(|| queue.first()) else { return };
         if own.is_some_and(|own| Arc::ptr_eq(own, &heir)) {
             return; // still here, and about to lead again or to leave
         }
@@ -312,23 +237,13 @@ impl Combiner {
     /// never will be.
     pub fn leave(&self, step: &Step) -> bool {
         let under_way = step.leave();
-        self.sweep();
+        lock(&self.queue).sweep();
         if step.caller.can_lead()
             && let Some(session) = self.try_session()
         {
             self.free(session, None);
         }
         under_way
-    }
-
-    /// Somebody has left. When most have, and they are many, they are cleared away.
-    fn sweep(&self) {
-        let mut queue = lock(&self.queue);
-        queue.left += 1;
-        if queue.left > TAKE && queue.left > queue.steps.len() / 2 {
-            queue.left = 0;
-            queue.steps.retain(|step| step.wanted());
-        }
     }
 
     /// What a call ends with that goes because its time is over.
@@ -346,8 +261,8 @@ impl Combiner {
 
     /// Wakes the pilot, or starts it.
     fn call_pilot(&self, mut queue: MutexGuard<'_, Queue>) {
-        self.called.store(true, Ordering::Release);
-        if let Some(pilot) = queue.pilot.clone() {
+        queue.pilot.called = true;
+        if let Some(pilot) = queue.pilot.thread.clone() {
             drop(queue);
             pilot.unpark();
         } else if let Some(me) = self.me.upgrade() {
@@ -355,31 +270,21 @@ impl Combiner {
                 .name("seckill-pilot".to_owned())
                 .spawn(move || me.pilot());
             match started {
-                Ok(handle) => queue.pilot = Some(handle.thread().clone()),
+                Ok(handle) => queue.pilot.thread = Some(handle.thread().clone()),
                 // A thread that calls will take the steps along; else their time runs out.
                 Err(error) => {
-                    self.called.store(false, Ordering::Relaxed);
+                    queue.pilot.called = false;
                     *lock(&self.trouble) = format!("no thread can be started: {error}");
                 }
             }
         }
     }
 
-    fn called(&self) -> bool {
-        self.called.load(Ordering::Acquire)
-    }
-
     fn pilot(&self) {
         let mut called = true;
         loop {
             let now = Instant::now();
-            let attentive = {
-                let mut queue = lock(&self.queue);
-                self.called.store(false, Ordering::Relaxed);
-                let crowd = queue.crowd.is_some_and(|crowd| now < crowd + ATTENTION);
-                queue.attentive = crowd || !queue.steps.is_empty();
-                queue.attentive
-            };
+            let attentive = lock(&self.queue).pilot_looks(now);
             self.expire_orphans();
             let led = self.lead_with(None, now + SLICE, called);
             // Who leads now passes it on to us, when it is for us to lead.
@@ -393,12 +298,9 @@ impl Combiner {
             let since = Instant::now();
             std::thread::park_timeout(nap);
             called = since.elapsed() < nap;
-            if led && !called && !attentive {
-                let mut queue = lock(&self.queue);
-                if !self.called() && queue.steps.is_empty() && self.settled() {
-                    queue.pilot = None;
-                    return;
-                }
+            let idle = led && !called && !attentive && self.settled();
+            if idle && lock(&self.queue).pilot_goes() {
+                return;
             }
         }
     }

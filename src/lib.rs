@@ -19,6 +19,7 @@ mod batch;
 mod combine;
 mod connect;
 mod dial;
+mod queue;
 mod script;
 mod session;
 mod step;

@@ -7,6 +7,7 @@ private process from `start_server`, or `own_server` for one of each kind.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import uuid
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import redis
+from support.aio import LOOPS, on_loop
 from support.proxy import Faults, Proxy, none
 from support.servers import ANY, KINDS, Server, missing_kinds
 
@@ -149,3 +151,55 @@ def client(server: Server) -> Iterator[Any]:
 
     with seckill.Client(server.url) as client:
         yield client
+
+
+# -- asyncio ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=LOOPS)
+def loop_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of event loop; an `async def` test that has this fixture runs on it."""
+    return request.param
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if "loop_kind" not in pyfuncitem.funcargs or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    named = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: value for name, value in pyfuncitem.funcargs.items() if name in named}
+    on_loop(pyfuncitem.obj(**arguments), pyfuncitem.funcargs["loop_kind"], within=120)
+    return True
+
+
+@pytest.fixture(params=["coroutines", "client"])
+def aio_shop(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
+    """The four coroutines, once at module level and once as methods of a client."""
+    import seckill.aio
+
+    if request.param == "coroutines":
+        seckill.aio.configure(server.url)
+        yield seckill.aio
+    else:
+        client = seckill.aio.Client(server.url)
+        yield client
+        on_loop(client.aclose())
+
+
+@pytest.fixture
+def coroutines(server: Server) -> Any:
+    """The four coroutines at module level."""
+    import seckill.aio
+
+    seckill.aio.configure(server.url)
+    return seckill.aio
+
+
+@pytest.fixture
+def aio_client(server: Server) -> Iterator[Any]:
+    """An asyncio client of the shared server, with nothing sent yet."""
+    import seckill.aio
+
+    client = seckill.aio.Client(server.url)
+    yield client
+    on_loop(client.aclose())

@@ -22,9 +22,9 @@ class Client(_core.CoreClient):
 
     Args:
         source: a URL (`redis://`, `valkey://`, `unix://`), or an existing `redis.Redis` or
-            `valkey.Valkey` (or asyncio twin), whose connection settings are read. None: the keywords; and if they do
-            not say where or as whom to connect, the environment variable SECKILL_REDIS_URL, else
-            REDIS_URL, else `redis://localhost:6379/0`.
+            `valkey.Valkey` (or asyncio twin), whose connection settings are read. None: the
+            keywords; and if they do not say where or as whom to connect, the environment variable
+            SECKILL_REDIS_URL, else REDIS_URL, else `redis://localhost:6379/0`.
         options: the keywords of `redis.Redis` (`host`, `port`, `db`, `username`, `password`,
             `unix_socket_path`, `client_name`; `socket_timeout`: seconds that one attempt waits for
             an answer, 1 by default; `socket_connect_timeout`), and `timeout`: seconds that a call

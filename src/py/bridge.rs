@@ -1,7 +1,7 @@
 //! A bridge: where an event loop hears of the calls that its tasks await. One for each loop.
 //!
 //! The loop watches the bridge's mailbox like any other descriptor. When there are tickets in it, once
-//! for a batch that answers a thousand tasks, the loop runs a [`Portion`]: calls are driven on, and
+//! for a batch that answers a thousand tasks, the loop runs a [`Portion`](super::portion::Portion): calls are driven on, and
 //! the tasks whose calls are over are woken, until all are or the portion's time is over, so that the
 //! loop's other callbacks run in between.
 //!
@@ -17,9 +17,8 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
@@ -28,22 +27,14 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{IntoPyDict, PyBool, PyString, PyType, PyWeakrefMethods, PyWeakrefReference};
-use pyo3::{PyTraverseError, PyVisit};
 use slab::Slab;
 
-use super::ending::stay_if_ending;
 use super::pending::{News, PendingCall};
+use super::portion::{Alarm, Reader};
 use crate::call::Call;
 use crate::caller::Caller;
 use crate::fork;
 use crate::mailbox::{Mailbox, Ticket};
-
-/// How long tasks are woken before the loop's other callbacks run.
-const PORTION: Duration = Duration::from_millis(1);
-
-/// The least time between two looks for calls that are due, and how much longer than such a look.
-const LEAST_PAUSE: Duration = Duration::from_millis(1);
-const PAUSE_PER_LOOK: u32 = 10;
 
 /// How many futures are kept: as many as there are calls in one moment, usually.
 const MOST_FUTURES: usize = 4096;
@@ -116,7 +107,7 @@ impl Bridge {
     }
 
     /// Whether it was made in this process, and not in one that forked us.
-    fn is_ours(&self) -> bool {
+    pub fn is_ours(&self) -> bool {
         self.generation == fork::generation()
     }
 
@@ -156,7 +147,7 @@ impl Bridge {
     }
 
     /// The loop itself.
-    fn event_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    pub fn event_loop<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let gone = || PyRuntimeError::new_err("the event loop of this call is gone");
         self.event_loop.bind(py).upgrade().ok_or_else(gone)
     }
@@ -199,7 +190,7 @@ impl Bridge {
     }
 
     /// Has the loop look for calls that are due, by `until`.
-    fn arm(self: &Arc<Self>, py: Python<'_>, until: Instant) -> PyResult<()> {
+    pub fn arm(self: &Arc<Self>, py: Python<'_>, until: Instant) -> PyResult<()> {
         {
             let mut alarm = self.alarm.lock();
             if alarm.is_some_and(|at| at <= until) {
@@ -217,7 +208,7 @@ impl Bridge {
     }
 
     /// Drives one call on. What comes back is a task to wake.
-    fn deliver(
+    pub fn deliver(
         self: &Arc<Self>,
         py: Python<'_>,
         ticket: Ticket,
@@ -277,11 +268,73 @@ impl Bridge {
         }
     }
 
-    /// The loop is closed: nobody drives these calls any more, nor wants their answers.
-    fn close(&self) {
-        let waiting = std::mem::take(&mut *self.waiting.lock());
+    /// The loop begins to wake tasks: whoever has a ticket in the mailbox is next.
+    pub fn begin_portion(self: &Arc<Self>) {
+        let mut fresh = Vec::new();
+        self.mailbox.take(&mut fresh);
+        self.tickets.lock().extend(fresh);
+        drop(AT_WORK.replace(Some(Arc::clone(self))));
+        self.mailbox.begin_portion();
+    }
+
+    /// The next ticket to look at.
+    pub fn next_ticket(&self) -> Option<Ticket> {
+        self.tickets.lock().pop_front()
+    }
+
+    /// The tasks have been woken; or some, and the loop comes back for the others.
+    pub fn end_portion(&self) {
+        drop(AT_WORK.take());
+        self.mailbox.end_portion();
+        if !self.tickets.lock().is_empty() {
+            self.mailbox.ring_anyway();
+        }
+    }
+
+    /// Whether the alarm that rings is the one that was set last.
+    pub fn alarm_rings(&self, at: Instant) -> bool {
+        let mut alarm = self.alarm.lock();
+        let last = *alarm == Some(at);
+        if last {
+            *alarm = None;
+        }
+        last
+    }
+
+    /// Has every call that is due looked at, and says when the next one will be.
+    pub fn look_for_due(&self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut due = Vec::new();
+        for (ticket, waiting) in &*self.waiting.lock() {
+            if waiting.until <= now {
+                due.push(ticket);
+            } else {
+                next = Some(next.map_or(waiting.until, |next| next.min(waiting.until)));
+            }
+        }
+        if !due.is_empty() {
+            self.tickets.lock().extend(due);
+            self.mailbox.ring_anyway();
+        }
+        next
+    }
+
+    /// Visits the futures that are kept.
+    pub fn futures<E>(&self, visit: impl FnMut(&Py<PyAny>) -> Result<(), E>) -> Result<(), E> {
+        let futures = self.futures.try_lock();
+        futures.iter().flat_map(|futures| futures.iter()).try_for_each(visit)
+    }
+
+    /// Keeps no futures any more.
+    pub fn drop_futures(&self) {
         let futures = std::mem::take(&mut *self.futures.lock());
-        drop(futures); // they keep the loop
+        drop(futures);
+    }
+
+    /// The loop is closed: nobody drives these calls any more, nor wants their answers.
+    pub fn close(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        self.drop_futures();
         for call in waiting.iter().filter_map(|(_, waiting)| waiting.call.as_ref()) {
             call.get().give_up();
         }
@@ -289,7 +342,7 @@ impl Bridge {
 }
 
 /// What to run, its argument, and the context to run it in.
-type Woken = (Py<PyAny>, Py<PyAny>, Py<PyAny>);
+pub type Woken = (Py<PyAny>, Py<PyAny>, Py<PyAny>);
 
 /// Calls a method with one argument, without the tuple and the bound method that it costs otherwise.
 fn call_method(
@@ -305,141 +358,6 @@ fn call_method(
         Bound::from_owned_ptr_or_err(py, returned)
     };
     returned.map(drop)
-}
-
-/// What the loop watches a mailbox with; and when the loop lets go of it, the loop is closed.
-#[pyclass(frozen, module = "seckill._core")]
-pub struct Reader {
-    bridge: Arc<Bridge>,
-}
-
-#[pymethods]
-impl Reader {
-    /// The tasks to wake now: each a context, a callback and its argument.
-    fn __iter__(&self, py: Python<'_>) -> PyResult<Portion> {
-        stay_if_ending(py);
-        let bridge = &self.bridge;
-        let mut fresh = Vec::new();
-        bridge.mailbox.take(&mut fresh);
-        bridge.tickets.lock().extend(fresh);
-        let event_loop = bridge.event_loop(py)?;
-        let debug = event_loop.call_method0(intern!(py, "get_debug"))?.is_truthy()?;
-        drop(AT_WORK.replace(Some(Arc::clone(bridge))));
-        bridge.mailbox.begin_portion();
-        let (bridge, end) = (Arc::clone(bridge), Instant::now() + PORTION);
-        Ok(Portion { bridge, debug, end, over: AtomicBool::new(false) })
-    }
-
-    /// The futures refer to the loop, which refers to us.
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        let futures = self.bridge.futures.try_lock();
-        futures.iter().flat_map(|futures| futures.iter()).try_for_each(|it| visit.call(it))
-    }
-
-    fn __clear__(&self) {
-        let futures = std::mem::take(&mut *self.bridge.futures.lock());
-        drop(futures);
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.bridge.close();
-    }
-}
-
-/// The tasks that are woken in one go.
-///
-/// The loop over them is Python's, and not ours: a daemon thread of an interpreter that ends is
-/// unwound in the middle of Python code, and our frames must not lie below it.
-#[pyclass(frozen, module = "seckill._core")]
-pub struct Portion {
-    bridge: Arc<Bridge>,
-    debug: bool,
-    end: Instant,
-    over: AtomicBool,
-}
-
-#[pymethods]
-impl Portion {
-    fn __iter__(this: Py<Self>) -> Py<Self> {
-        this
-    }
-
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Woken>> {
-        stay_if_ending(py);
-        while self.goes_on() {
-            let ticket = self.bridge.tickets.lock().pop_front();
-            let Some(ticket) = ticket else { break };
-            if let Some(woken) = self.bridge.deliver(py, ticket, self.debug)? {
-                return Ok(Some(woken));
-            }
-        }
-        self.finish();
-        Ok(None)
-    }
-}
-
-impl Portion {
-    fn goes_on(&self) -> bool {
-        !self.over.load(Ordering::Relaxed) && self.bridge.is_ours() && Instant::now() < self.end
-    }
-
-    fn finish(&self) {
-        if self.over.swap(true, Ordering::Relaxed) || !self.bridge.is_ours() {
-            return;
-        }
-        drop(AT_WORK.take());
-        self.bridge.mailbox.end_portion();
-        if !self.bridge.tickets.lock().is_empty() {
-            self.bridge.mailbox.ring_anyway();
-        }
-    }
-}
-
-impl Drop for Portion {
-    fn drop(&mut self) {
-        self.finish();
-    }
-}
-
-/// What the loop's timer calls: a ticket for each call that is due, and the timer set for the next.
-#[pyclass(frozen, module = "seckill._core")]
-pub struct Alarm {
-    bridge: Arc<Bridge>,
-    at: Instant,
-}
-
-#[pymethods]
-impl Alarm {
-    fn __call__(&self, py: Python<'_>) -> PyResult<()> {
-        stay_if_ending(py);
-        let bridge = &self.bridge;
-        let began = Instant::now();
-        if *bridge.alarm.lock() != Some(self.at) {
-            return Ok(()); // another was set, for earlier
-        }
-        *bridge.alarm.lock() = None;
-        let mut next: Option<Instant> = None;
-        let mut due = Vec::new();
-        for (ticket, waiting) in &*bridge.waiting.lock() {
-            if waiting.until <= began {
-                due.push(ticket);
-            } else {
-                next = Some(next.map_or(waiting.until, |next| next.min(waiting.until)));
-            }
-        }
-        if !due.is_empty() {
-            bridge.tickets.lock().extend(due);
-            bridge.mailbox.ring_anyway();
-        }
-        if let Some(next) = next {
-            let looked = Instant::now();
-            let pause = LEAST_PAUSE.max((looked - began) * PAUSE_PER_LOOK);
-            bridge.arm(py, next.max(looked + pause))?;
-        }
-        Ok(())
-    }
 }
 
 /// A future that is done, with a stand-in for a loop: nobody will ask it for anything else.

@@ -16,6 +16,7 @@ mod functions;
 mod gate;
 mod owners;
 mod pending;
+mod portion;
 
 use pyo3::prelude::*;
 

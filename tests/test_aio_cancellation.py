@@ -1,0 +1,560 @@
+"""A cancelled update counts once or not at all, and costs nobody else an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import anyio
+import pytest
+import seckill
+import seckill.aio
+from support.aio import eventually, gathered, on_loop, waiting
+from support.crowd import Crowd
+from support.proxy import REPLY, REQUEST, Fault, in_turn, random_faults
+from support.relay import Relay, pass_on
+from support.servers import KINDS
+from support.threads import wait_until
+
+pytestmark = pytest.mark.core
+
+HOUR = 3_600_000  # a lease that nobody waits out
+ROUNDS = 20 if os.environ.get("SECKILL_STRESS") else 1
+
+
+# -- ways to cancel a call after some seconds, whether it has ended by then or not ----------------
+
+
+async def by_cancel(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    task = asyncio.ensure_future(call)
+    if seconds:  # else before its first step
+        await asyncio.sleep(seconds)
+    task.cancel()
+    await ended(task)
+
+
+async def by_three_cancels(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    task = asyncio.ensure_future(call)
+    await asyncio.sleep(seconds)
+    task.cancel()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    await ended(task)
+
+
+async def by_wait_for(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    with contextlib.suppress(asyncio.TimeoutError):  # one of its own in Python 3.10
+        await asyncio.wait_for(call, seconds)
+
+
+async def by_timeout(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):  # type: ignore[attr-defined]
+            await call
+
+
+async def by_anyio(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    with anyio.move_on_after(seconds):
+        await call
+
+
+class Stop(Exception):
+    """What a task group fails with, so that it cancels who is left."""
+
+
+@contextlib.contextmanager
+def only_stops() -> Iterator[None]:
+    with pytest.raises(Exception) as failed:  # noqa: PT011  (a group of exceptions has no name yet)
+        yield
+    assert [type(error) for error in failed.value.exceptions] == [Stop]  # type: ignore[attr-defined]
+
+
+async def by_a_group(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    with only_stops():
+        async with asyncio.TaskGroup() as group:  # type: ignore[attr-defined]
+            group.create_task(call)
+            await asyncio.sleep(seconds)
+            raise Stop
+
+
+async def by_a_group_of_anyio(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    with only_stops():
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: call)
+            await asyncio.sleep(seconds)
+            raise Stop
+
+
+async def by_close(call: Coroutine[Any, Any, None], seconds: float) -> None:
+    """Of a coroutine in mid-call, which no task runs any more."""
+    with contextlib.suppress(StopIteration):  # a fast server answers within its first step
+        call.send(None)
+    await asyncio.sleep(seconds)
+    call.close()
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+Way = Callable[[Coroutine[Any, Any, None], float], Awaitable[None]]
+WAYS: list[Way] = [by_cancel, by_three_cancels, by_wait_for, by_anyio, by_a_group_of_anyio]
+WAYS += [by_timeout, by_a_group] if hasattr(asyncio, "timeout") else []
+WAYS += [by_close]
+
+
+def a_while(dice: random.Random) -> float:
+    """Nothing, or what a call may take: from 10 us to 30 ms, short and long ones equally often."""
+    return 0 if dice.random() < 0.2 else 10 ** dice.uniform(-5, -1.5)
+
+
+async def come_and_go(
+    face: Any, crowd: Crowd, ways: list[Way], patient: float = 0.3, tasks: int = 50, seed: int = 0
+) -> None:
+    """Make all calls of the crowd, many at once; of those that are not patient cancel each."""
+    numbers = iter(range(crowd.size))
+
+    async def customer(dice: random.Random) -> None:
+        for number in numbers:
+            call = crowd.ask(face, number, time_out=30_000)
+            if dice.random() < patient:
+                await call
+            else:
+                await dice.choice(ways)(call, a_while(dice))
+
+    await gathered(customer(random.Random(1000 * seed + task)) for task in range(tasks))
+
+
+# -- at random moments ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_calls_cancelled_at_random_moments_count_once_or_not_at_all(
+    start_server, name, loop_kind, way
+):
+    server = start_server()
+    crowd = Crowd(server.redis(), name, 1000)
+    async with seckill.aio.Client(server.url, socket_timeout=0.1) as client:
+        await come_and_go(client, crowd, [way])
+    # What was cancelled on its way may still be applied for so long.
+    await asyncio.sleep(0.1)
+    told = crowd.audit()
+    assert told["cancelled"] + told["not begun"] > 50
+    assert told["done"] > 200
+    assert told["answered"] > 50
+    assert told["done"] + told["answered"] + told["cancelled"] + told["not begun"] == crowd.size
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("round_", range(ROUNDS))
+async def test_calls_cancelled_on_a_lossy_network_count_once_or_not_at_all(
+    server, start_proxy, name, loop_kind, round_
+):
+    crowd = Crowd(server.redis(), name, 2000)
+    proxy = start_proxy(server)
+    client = seckill.aio.Client(proxy.url, socket_timeout=0.1, socket_connect_timeout=0.1)
+    await client.incr_inventory(name("warm"), 0)
+    proxy.faults = random_faults(seed=100 * round_ + KINDS.index(server.kind), mean_bytes=3000)
+    proxy.cut()
+    await come_and_go(client, crowd, WAYS, seed=round_)
+    await asyncio.sleep(0.1)
+    told = crowd.audit()
+    assert told["cancelled"] > 200
+    assert told["done"] > 400
+    assert told["unknown"] + told["unsent"] <= 20, "with so much time, nearly all can be learnt"
+    assert proxy.faults_met > 5
+    await client.aclose()
+
+
+async def test_threads_that_share_the_client_with_cancelled_tasks_get_their_own_answers(
+    start_server, name, loop_kind
+):
+    server = start_server()
+    observer = server.redis()
+    awaited, plain = Crowd(observer, name, 2000), Crowd(observer, lambda kind: kind, 2000)
+    seckill.aio.configure(server.url, socket_timeout=0.1)
+    numbers = iter(range(plain.size))
+
+    def thread() -> None:
+        for number in numbers:
+            plain.ask_plainly(seckill, number, time_out=30_000)
+
+    threads = [threading.Thread(target=thread) for _ in range(4)]
+    for one in threads:
+        one.start()
+    await come_and_go(seckill.aio, awaited, WAYS)
+    await eventually(lambda: not any(one.is_alive() for one in threads))
+    await asyncio.sleep(0.1)
+    assert awaited.audit()["cancelled"] > 200
+    told = plain.audit()
+    assert told["done"] == 1600
+    assert told["answered"] == 400
+
+
+async def test_every_second_call_of_a_crowd_is_cancelled_and_the_others_get_their_answers(
+    start_server, name, loop_kind
+):
+    """All but the first are still in the queue: they are not sent, and that is seen to the unit."""
+    server = start_server()
+    crowd = Crowd(server.redis(), name, 2000)
+    async with seckill.aio.Client(server.url) as client:
+        await client.incr_inventory(name("warm"), 0)
+        with server.frozen():
+            first = await waiting(client, client.incr_inventory(name("warm"), 1))
+            tasks = [
+                asyncio.ensure_future(crowd.ask(client, number, time_out=30_000))
+                for number in range(crowd.size)
+            ]
+            await asyncio.sleep(0.05)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.wait(tasks[::2])
+            assert all(task.cancelled() for task in tasks[::2])
+        await asyncio.wait([*first, *tasks], timeout=30)
+    assert crowd.told[::2] == ["cancelled"] * 1000
+    crowd.told[::2] = ["not begun"] * 1000  # which may not have been applied at all
+    assert crowd.audit() == {"not begun": 1000, "done": 800, "answered": 200}
+
+
+# -- at a certain moment --------------------------------------------------------------------------
+
+
+async def test_a_call_that_is_cancelled_before_its_first_step_sends_nothing(
+    server, key, lock, loop_kind
+):
+    server.redis().set(key, 10)
+    async with seckill.aio.Client(server.url) as client:
+        task = asyncio.ensure_future(client.update_inventory(lock, key, -1))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        client.update_inventory(lock, key, -1).close()
+        assert client.statistics()["batches"] == client.statistics()["connects"] == 0
+        await client.update_inventory(lock, key, -2)
+    assert server.redis().get(key) == b"8"
+
+
+async def test_a_call_that_is_cancelled_when_its_answer_has_just_come_is_cancelled(
+    server, key, lock, loop_kind
+):
+    """The loop is busy while the answer arrives, and sees the cancellation first."""
+    observer = server.redis()
+    observer.set(key, 20)
+    count = 0
+    async with seckill.aio.Client(server.url) as client:
+        await client.update_inventory(lock, key, 0)
+        for left in range(19, 9, -1):
+            task = asyncio.ensure_future(client.update_inventory(lock, key, -1))
+            await asyncio.sleep(0)
+            answered = task.done()  # in its first step: a fast server, and a slow machine
+            wait_until(lambda left=left: int(observer.get(key)) == left)  # not a turn of the loop
+            time.sleep(0.005)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or answered
+            count += task.cancelled()
+        await client.update_inventory(lock, key, -10)
+        with pytest.raises(seckill.InsufficientInventory):
+            await client.update_inventory(lock, key, -1)
+    assert count > 0
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_a_call_that_is_cancelled_between_its_answer_and_its_next_step_is_cancelled(
+    start_server, name, loop_kind, debug
+):
+    """Answers come many at a time: whoever runs first cancels the next two, which have theirs.
+
+    And then asks for something else: what it gets to wait with is not what they have let go of.
+    """
+    asyncio.get_running_loop().set_debug(debug)
+    server = start_server()
+    crowd = Crowd(server.redis(), name, 2000)
+    tasks: list[asyncio.Task[None]] = []
+    async with seckill.aio.Client(server.url) as client:
+
+        async def ask(number: int) -> None:
+            await crowd.ask(client, number)
+            for next_ in tasks[number + 1 : number + 3]:
+                next_.cancel()
+            await crowd.ask(client, number + 1000)
+
+        tasks += [asyncio.ensure_future(ask(number)) for number in range(1000)]
+        await asyncio.wait(tasks, timeout=10)
+        assert all(task.done() for task in tasks)
+    await asyncio.sleep(0.1)
+    told = crowd.audit()
+    assert told["cancelled"] > 100
+    assert told["done"] + told["answered"] > 100
+    assert set(told) <= {"cancelled", "done", "answered", "not begun"}
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_for_a_lock_is_not_made(
+    server, key, lock, loop_kind
+):
+    observer = server.redis()
+    observer.set(key, 10)
+    observer.set(lock, "somebody", px=HOUR)
+    async with seckill.aio.Client(server.url) as client:
+        tasks = await waiting(
+            client, *(client.update_inventory(lock, key, -1, 5000, 60_000) for _ in range(5))
+        )
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.wait(tasks[1:])
+        assert all(task.cancelled() for task in tasks[1:])
+        observer.delete(lock)
+        await asyncio.wait_for(tasks[0], 10)
+        assert observer.get(key) == b"9"
+
+
+async def test_a_failing_group_takes_its_calls_with_it_and_leaves_the_others(
+    start_server, name, loop_kind
+):
+    server = start_server()
+    crowd = Crowd(server.redis(), name, 1000)
+    async with seckill.aio.Client(server.url) as client:
+
+        async def failing_group() -> None:
+            with only_stops():
+                async with anyio.create_task_group() as group:
+                    for number in range(0, crowd.size, 2):
+                        group.start_soon(crowd.ask, client, number)
+                    await crowd.ask(client, 1)
+                    raise Stop
+
+        others = [crowd.ask(client, number) for number in range(3, crowd.size, 2)]
+        await gathered([failing_group(), *others])
+    await asyncio.sleep(0.1)
+    crowd.audit()
+    assert set(crowd.told[1::2]) == {"done", "answered"}
+
+
+async def test_a_shielded_call_is_made_though_its_waiter_is_cancelled(server, key, lock, loop_kind):
+    server.redis().set(key, 10)
+    async with seckill.aio.Client(server.url) as client:
+        inner = asyncio.ensure_future(client.update_inventory(lock, key, -1))
+        outer = asyncio.ensure_future(asyncio.wait_for(asyncio.shield(inner), 60))
+        await asyncio.sleep(0)
+        outer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await outer
+        await inner
+    assert server.redis().get(key) == b"9"
+
+
+def test_a_loop_that_ends_in_mid_call_leaves_nothing_behind(start_server, name, loop_kind):
+    """The tasks are cancelled and the loop is closed; answers that come later find nobody."""
+    server = start_server()
+    client = seckill.aio.Client(server.url, socket_timeout=0.3)
+    crowds = [Crowd(server.redis(), lambda kind, n=n: f"{kind}:{n}", 200) for n in range(10)]
+
+    async def leave(crowd: Crowd) -> None:
+        tasks = [asyncio.ensure_future(crowd.ask(client, number)) for number in range(crowd.size)]
+        await asyncio.sleep(random.random() / 1000)
+        for task in tasks:
+            task.cancel()
+
+    async def stay(crowd: Crowd) -> None:
+        await gathered(crowd.ask(client, number) for number in range(crowd.size))
+
+    for crowd in crowds[:-1]:
+        on_loop(leave(crowd), loop_kind)
+    with server.frozen():
+        on_loop(leave(crowds[-1]), loop_kind)
+    last = Crowd(server.redis(), name, 200)
+    on_loop(stay(last), loop_kind)
+    on_loop(client.aclose(), loop_kind)
+    time.sleep(0.3)
+    for crowd in crowds:
+        crowd.audit()
+    assert last.audit() == {"done": 160, "answered": 40}
+
+
+# -- not applied later ----------------------------------------------------------------------------
+
+
+async def stays(observer: Any, key: str, value: bytes | None, seconds: float = 0.5) -> bool:
+    """Whether a key keeps its value from now on."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if observer.get(key) != value:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_call_that_was_not_sent_to_a_stopped_server_is_not_made_later(
+    start_server, name, loop_kind
+):
+    server = start_server()
+    observer = server.redis()
+    observer.mset({"stock": 10, "other": 10})
+    async with seckill.aio.Client(server.url) as client:
+        await client.update_inventory("lock", "stock", 0)
+        server.freeze()
+        (under_way,) = await waiting(client, client.update_inventory("lock", "other", -1))
+        queued = await waiting(
+            client,
+            client.update_inventory("lock", "stock", -1),
+            client.incr_inventory("stock", 1),
+            client.incr_inventory("created", 1),
+        )
+        for task in queued:
+            await cancelled(task)
+        server.thaw()
+        await under_way
+        assert observer.get("other") == b"9"
+        assert await stays(observer, "stock", b"10")
+        assert not observer.exists("created")
+
+
+async def test_a_call_that_was_sent_to_a_stopped_server_is_not_made_after_socket_timeout(
+    start_server, name, loop_kind
+):
+    server = start_server()
+    observer = server.redis()
+    observer.set("stock", 10)
+    async with seckill.aio.Client(server.url, socket_timeout=0.3) as client:
+        await client.update_inventory("lock", "stock", 0)
+        server.freeze()
+        for call in (client.update_inventory("lock", "stock", -1), client.incr_inventory("stock")):
+            (task,) = await waiting(client, call)
+            await cancelled(task)
+        await asyncio.sleep(0.35)
+        server.thaw()
+        assert await stays(observer, "stock", b"10")
+        await client.update_inventory("lock", "stock", -3)
+        assert observer.get("stock") == b"7"
+
+
+async def test_a_cancelled_call_is_not_carried_along_later_for_others(start_server, loop_kind):
+    """Its batch was lost, and is asked for again for the sake of another, when all is long over."""
+    server = start_server()
+    observer = server.redis()
+    observer.set("stock", 100)
+    relay = Relay((server.host, server.port))
+    client = seckill.aio.Client(relay.url, socket_timeout=0.5)
+    await client.update_inventory("lock", "stock", 0)
+    held, lost = [], []
+
+    def hold(_connection, data, on):
+        held.append(lambda: on(data))
+
+    def lose(_connection, data, _on):
+        lost.append(data)
+
+    relay.on_request = hold
+    first = asyncio.ensure_future(client.incr_inventory("other"))
+    await eventually(lambda: held)
+    leaver, stayer = (
+        asyncio.ensure_future(client.update_inventory("lock", "stock", change, 5000, 30_000))
+        for change in (-1, -10)
+    )
+    await asyncio.sleep(0)
+    relay.on_request = lose
+    held[0]()
+    await first
+    await eventually(lambda: lost)
+    await cancelled(leaver)
+    await asyncio.sleep(1.2)
+    assert observer.get("stock") == b"100"
+    relay.on_request = pass_on
+    await asyncio.wait_for(stayer, 20)
+    assert observer.get("stock") == b"90"
+    await client.aclose()
+    relay.close()
+
+
+@pytest.mark.parametrize("direction", [REQUEST, REPLY])
+async def test_a_call_whose_bytes_were_lost_counts_once_or_not_at_all_when_it_is_cancelled(
+    start_server, start_proxy, name, loop_kind, direction
+):
+    server = start_server()
+    observer = server.redis()
+    observer.set("stock", 10)
+    proxy = start_proxy(server)
+    client = seckill.aio.Client(proxy.url, socket_timeout=5)
+    await client.update_inventory("lock", "stock", 0)
+    proxy.strike(Fault("swallow", direction))
+    (task,) = await waiting(client, client.update_inventory("lock", "stock", -1, 5000, 30_000))
+    await cancelled(task)
+    left = b"10" if direction == REQUEST else b"9"
+    assert await stays(observer, "stock", left, seconds=0.3)
+    await client.update_inventory("lock", "stock", -2)
+    assert int(observer.get("stock")) == int(left) - 2
+    await client.aclose()
+
+
+@pytest.mark.parametrize("connected_before", [True, False])
+async def test_calls_that_are_cancelled_while_their_batch_waits_for_a_connection_are_not_made(
+    start_server, start_proxy, loop_kind, connected_before
+):
+    """While reconnecting, or in the first handshake of all; the batch goes on for the others."""
+    server = start_server()
+    observer = server.redis()
+    proxy = start_proxy(server)
+    patience = 0.3 if connected_before else 10
+    client = seckill.aio.Client(proxy.url, socket_timeout=patience, timeout=20)
+    if connected_before:
+        await client.incr_inventory("warm", 0)
+        proxy.refuse()
+        proxy.cut()
+        # The first to come finds out that the connection is dead, by writing into it.
+        with pytest.raises(seckill.ConnectionError):
+            await client.update_inventory("lock", "stock", -1, time_out=0)
+    else:
+        proxy.faults = in_turn(Fault("hold", REPLY))
+    keys = [f"stock:{number}" for number in range(20)]
+    tasks = [asyncio.ensure_future(client.incr_inventory(key)) for key in keys]
+    await asyncio.sleep(0.1)
+    for task in tasks[::2]:
+        await cancelled(task)
+    if connected_before:
+        proxy.listen()
+    else:
+        proxy.release()
+    await asyncio.gather(*tasks[1::2])
+    await asyncio.sleep(0.2)
+    assert observer.mget(keys) == [None, b"1"] * 10
+    await client.aclose()
+
+
+@pytest.mark.parametrize("answered_before", [True, False])
+async def test_a_call_that_is_cancelled_while_the_server_is_away_is_not_made_when_it_is_back(
+    start_server, start_proxy, loop_kind, answered_before
+):
+    """While reconnecting, or in the first handshake of all."""
+    server = start_server()
+    proxy = start_proxy(server)
+    client = seckill.aio.Client(proxy.url, socket_timeout=5)
+    if answered_before:
+        await client.incr_inventory("warm", 1)
+        proxy.refuse()
+        proxy.cut()
+    else:
+        proxy.swallow(REQUEST)
+    task = asyncio.ensure_future(client.incr_inventory("stock", 1))
+    await asyncio.sleep(0.1)
+    await cancelled(task)
+    if answered_before:
+        proxy.listen()
+    proxy.swallow()
+    assert await stays(server.redis(), "stock", None)
+    await asyncio.wait_for(client.incr_inventory("warm", 1), 10)
+    await client.aclose()
