@@ -48,7 +48,7 @@ format: $(VENV)/.tools ## Format all code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.built ## Measure against the old script, redis-py, GLIDE and redis-benchmark
+bench: $(VENV)/.built ## Measure against the old script, redis-py, GLIDE, coredis and redis-benchmark
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m benches $(ARGS)
 

@@ -6,7 +6,7 @@
 //! | the caller of `release_lock` | what is released |
 //! |---|---|
 //! | acquired it itself | its own acquisition, also if the lease has ended |
-//! | did not, but another thread of the process did | the newest one whose lease has not ended |
+//! | did not, but another thread or task of the process did | the newest one whose lease has not ended |
 //! | did not, nor anybody here | nothing |
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use std::time::Instant;
 use crate::names::Name;
 use crate::step::Token;
 
-/// Who holds a lock within the process: a thread, later also a task.
+/// Who holds a lock within the process, a thread or a task: a number that is never used again.
 pub type Owner = u64;
 
 /// Ended leases are forgotten, oldest first, when there are more entries than this and twice as many

@@ -21,6 +21,7 @@ mod connect;
 mod dial;
 mod queue;
 mod script;
+mod script_call;
 mod session;
 mod step;
 mod transport;

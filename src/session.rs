@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::batch::{Batch, Heard};
+use crate::batch::Batch;
 use crate::caller::Caller;
 use crate::clock::ServerClock;
 use crate::connect::{Opening, Trouble};
@@ -32,6 +32,7 @@ use crate::error::Error;
 use crate::inherited::OpenFd;
 use crate::mailbox::Mailbox;
 use crate::random;
+use crate::script_call::Heard;
 use crate::settings::Settings;
 use crate::step::Step;
 use crate::transport::Wire;

@@ -50,6 +50,16 @@ pub enum Ask {
     },
 }
 
+impl Ask {
+    /// The name in whose slot, and under which, the outcome is recorded.
+    pub fn recorded_under(&self) -> &Name {
+        match self {
+            Self::Update { key, .. } | Self::Incr { key, .. } => key,
+            Self::Acquire { lock, .. } | Self::Release { lock, .. } => lock,
+        }
+    }
+}
+
 /// What came of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::caller::Caller;
+use crate::script_call::{MOST_RUNS, cause, refusal};
+use crate::step::Ask;
 
 fn name(text: &str) -> Name {
     Name::from(text.as_bytes())
