@@ -132,7 +132,7 @@ impl Batch {
     ) -> Vec<usize> {
         let first = *self.first_sent.get_or_insert(now);
         for call in self.calls.iter_mut().filter(|call| !call.answered) {
-            call.mark_sent(self.in_doubt);
+            call.mark_sent();
         }
         // Also of the callers that have left: what they raised on must not happen later.
         let open = self.calls.iter().filter(|call| !call.answered);

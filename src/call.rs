@@ -235,9 +235,12 @@ impl Call {
     }
 
     fn queue(&mut self) -> Option<Progress> {
-        if let Some(Acquiring { turn: Some(turn), held, .. }) = self.acquiring.as_deref_mut() {
-            match turn.standing(Instant::now(), self.patience) {
-                Standing::Turn => *held = turn.lock_is_held(),
+        if let (Wish::Acquire { lock, .. }, Some(acquiring)) = (&self.wish, &mut self.acquiring)
+            && let Some(turn) = &acquiring.turn
+        {
+            let told = self.client.ear.told(lock);
+            match turn.standing(Instant::now(), self.patience, told) {
+                Standing::Turn => acquiring.held = turn.lock_is_held(told),
                 Standing::Held => return Some(Progress::Done(Ok(false))),
                 Standing::Wait(until) => return Some(Progress::Wait(until)),
             }
@@ -280,7 +283,10 @@ impl Call {
         if let Some(Acquiring { turn: Some(turn), .. }) = self.acquiring.as_deref()
             && !matches!(reply, Reply::Failed(_))
         {
-            turn.hears(matches!(reply, Reply::Held { .. }));
+            match reply {
+                Reply::Held { until } => turn.hears(true, until),
+                _ => turn.hears(false, None),
+            }
         }
         let outcome = match (&self.wish, reply) {
             (_, Reply::Failed(error)) => return Some(self.fail(error)),

@@ -82,11 +82,11 @@ impl ScriptCall {
         }
     }
 
-    /// The call is about to be sent. Steps whose callers have left are not sent, unless the server may
-    /// have run the call before: then it is to be asked for as it was.
-    pub fn mark_sent(&mut self, in_doubt: bool) {
+    /// The call is about to be sent. Steps whose callers have left before are not; so a call that the
+    /// server may have run is asked for as it was, for all of its steps have been sent.
+    pub fn mark_sent(&mut self) {
         let before = self.steps.len();
-        self.steps.retain(|step| step.mark_sent() || in_doubt);
+        self.steps.retain(|step| step.mark_sent());
         self.answered = self.steps.is_empty();
         if self.steps.len() == before || self.runs.is_empty() {
             return;

@@ -2,16 +2,22 @@
 //!
 //! One contender per process and name talks to the server; the others queue here in order of
 //! arrival. What a crowd of waiters costs the server does not grow with the crowd.
+//!
+//! A thread asks when it is its turn. A task does so when its loop runs, and somebody may block the loop,
+//! or have stopped it: so the second looks after the first, and asks past one who seems unable to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
 use crate::fork;
 use crate::names::Name;
 use crate::patrol::SLICE;
 use crate::watch::ATTEMPT;
+
+/// How often the second in a queue looks whether the first is able to ask.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -31,6 +37,23 @@ struct Queue {
     asking: Option<Instant>,
     /// The server's last word was that somebody else holds the lock.
     held: bool,
+    /// When the holder's lease ends, by that word.
+    ends: Option<Instant>,
+    /// When the server was asked last.
+    asked: Option<Instant>,
+    /// When the first became the first.
+    stepped_up: Option<Instant>,
+}
+
+impl Queue {
+    /// Whether the first has had a reason to ask again for so long that it seems unable to: a task
+    /// asks only when its loop runs. `told` is when the ear had news.
+    fn is_stuck(&self, told: Option<Instant>, now: Instant) -> bool {
+        let overdue = |since: Instant| now.saturating_duration_since(since) >= SLICE;
+        let newer = |reason: &Instant| self.asked.is_none_or(|asked| asked < *reason);
+        let reasons = [told, self.ends, self.stepped_up];
+        self.asking.is_some_and(overdue) || reasons.into_iter().flatten().filter(newer).any(overdue)
+    }
 }
 
 /// A place in the queue for a name; leaving it lets the next one step up.
@@ -74,48 +97,69 @@ impl Turnstile {
 }
 
 impl Place {
-    /// Whether it is the caller's turn, `end` being when its time is over.
+    /// Whether it is the caller's turn, `end` being when its time is over, and `told` when there was
+    /// news of the lock.
     ///
-    /// When it is over and the one in front has had no word from the server, nobody can say that the
-    /// lock was held: then it is the caller's turn all the same, to find out.
-    pub fn standing(&self, now: Instant, end: Instant) -> Standing {
+    /// When it is over and the one in front has had no word from the server, or does not react, nobody
+    /// can say that the lock was held: then it is the caller's turn all the same, to find out.
+    pub fn standing(&self, now: Instant, end: Instant, told: Option<Instant>) -> Standing {
         let left = end.saturating_duration_since(now);
-        if left <= ATTEMPT && self.lock_is_held() {
-            return if left.is_zero() { Standing::Held } else { Standing::Wait(end) };
+        if left <= ATTEMPT {
+            return match self.lock_is_held(told) {
+                true if left.is_zero() => Standing::Held,
+                true => Standing::Wait(end),
+                false => Standing::Turn,
+            };
         }
-        if left.is_zero() || self.is_first() {
-            return Standing::Turn;
+        let last_look = now + left.saturating_sub(ATTEMPT).max(ATTEMPT);
+        let stuck = || self.look(|queue| queue.is_stuck(told, now)) == Some(true);
+        match self.before() {
+            0 => Standing::Turn,
+            1 if stuck() => Standing::Turn,
+            1 => Standing::Wait(last_look.min(now + LOOK)),
+            _ => Standing::Wait(last_look),
         }
-        Standing::Wait(now + left.saturating_sub(ATTEMPT).max(ATTEMPT))
     }
 
     fn look<T>(&self, look: impl FnOnce(&mut Queue) -> T) -> Option<T> {
         self.turnstile.queues().by_name.get_mut(&self.lock).map(look)
     }
 
-    fn is_first(&self) -> bool {
-        let first = |queue: &mut Queue| queue.waiting.keys().next().copied();
-        self.look(first).flatten() == Some(self.number)
+    /// How many are in front, as far as it matters: none, one, or more.
+    fn before(&self) -> usize {
+        let before = |queue: &mut Queue| {
+            queue.waiting.keys().take(2).take_while(|number| **number != self.number).count()
+        };
+        self.look(before).unwrap_or(0)
     }
 
-    /// Whether the server's last word was that the lock is held, and it has not fallen silent since.
-    pub fn lock_is_held(&self) -> bool {
-        let overdue = |since: Instant| since.elapsed() >= SLICE;
-        self.look(|queue| queue.held && !queue.asking.is_some_and(overdue)).unwrap_or(false)
+    fn is_first(&self) -> bool {
+        self.before() == 0
+    }
+
+    /// Whether the server's last word was that the lock is held, and it has not fallen silent since,
+    /// nor has whoever is to ask it.
+    pub fn lock_is_held(&self, told: Option<Instant>) -> bool {
+        let now = Instant::now();
+        self.look(|queue| queue.held && !queue.is_stuck(told, now)).unwrap_or(false)
     }
 
     /// The caller asks the server. It counts from the first question that has no answer yet, whoever
     /// was in front then; and who asks past the queue does not count.
     pub fn asks(&self) {
         if self.is_first() {
-            self.look(|queue| *queue.asking.get_or_insert_with(Instant::now));
+            let now = Instant::now();
+            self.look(|queue| {
+                queue.asked = Some(now);
+                queue.asking.get_or_insert(now);
+            });
         }
     }
 
-    /// The server has answered, and whether somebody else holds the lock.
-    pub fn hears(&self, held: bool) {
+    /// The server has answered: somebody else holds the lock, with a lease that ends then; or not.
+    pub fn hears(&self, held: bool, ends: Option<Instant>) {
         if self.is_first() {
-            self.look(|queue| (queue.asking, queue.held) = (None, held));
+            self.look(|queue| (queue.asking, queue.held, queue.ends) = (None, held, ends));
         }
     }
 }
@@ -128,14 +172,18 @@ impl Drop for Place {
         }
         let mut queues = self.turnstile.queues();
         let Some(queue) = queues.by_name.get_mut(&self.lock) else { return };
-        let was_first = queue.waiting.keys().next() == Some(&self.number);
+        let before = queue.waiting.keys().take(2).position(|number| *number == self.number);
         queue.waiting.remove(&self.number);
-        match queue.waiting.values().next() {
-            Some(next) if was_first => next.wake(),
-            Some(_) => {}
-            None => {
-                queues.by_name.remove(&self.lock);
-            }
+        if queue.waiting.is_empty() {
+            queues.by_name.remove(&self.lock);
+            return;
+        }
+        // The first steps up, and the second begins to look at what the first does.
+        if before == Some(0) {
+            queue.stepped_up = Some(Instant::now());
+        }
+        if before.is_some() {
+            queue.waiting.values().take(2).for_each(Caller::wake);
         }
     }
 }
@@ -168,5 +216,26 @@ mod tests {
         let _mine = turnstile.join(&lock, &me);
         assert!(turnstile.join(&lock, &me).is_none());
         assert!(turnstile.join(&name("another"), &me).is_some());
+    }
+
+    #[test]
+    fn nobody_believes_the_word_of_one_who_does_not_react() {
+        let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
+        let join = || turnstile.join(&lock, &Caller::Nobody).expect("a place");
+        let (first, second) = (join(), join());
+        first.asks();
+        let asked = Instant::now();
+        first.hears(true, Some(asked + Duration::from_mins(1)));
+        assert_eq!(second.standing(asked, asked, None), Standing::Held);
+        let told = asked.checked_sub(Duration::from_millis(1));
+        assert!(second.lock_is_held(told), "that was before it asked");
+        let told = asked + Duration::from_millis(1);
+        let stuck = |now| second.look(|queue| queue.is_stuck(Some(told), now));
+        assert_eq!(stuck(told), Some(false), "it has a moment to react");
+        assert_eq!(stuck(told + SLICE), Some(true));
+        first.hears(true, Some(told));
+        let stuck = |now| second.look(|queue| queue.is_stuck(None, now));
+        assert_eq!(stuck(told), Some(false));
+        assert_eq!(stuck(told + SLICE), Some(true), "nor at the end of the lease");
     }
 }

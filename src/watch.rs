@@ -65,6 +65,8 @@ pub(crate) struct Watch {
     pub(crate) state: State,
     /// Counts what was heard; a sleeper compares it with what it knew before its attempt.
     news: u64,
+    /// When the last of them came.
+    told: Option<Instant>,
     /// When the lease ends, as the ear was told.
     pub(crate) ends: Option<Instant>,
     /// By number, which is the order in which they fell asleep.
@@ -86,6 +88,7 @@ impl Watch {
     /// Something happened to the lock: everybody who sleeps tries again.
     pub(crate) fn tell(&mut self) {
         self.news += 1;
+        self.told = Some(Instant::now());
         self.ends = None;
         if self.state != State::Deaf {
             self.state = State::Idle;
@@ -122,6 +125,11 @@ impl Ear {
         if let Some(watch) = self.board().watches.get_mut(lock) {
             watch.tell();
         }
+    }
+
+    /// When there was news of `lock` last, for those who wait for it.
+    pub fn told(&self, lock: &[u8]) -> Option<Instant> {
+        self.board().watches.get(lock)?.told
     }
 
     /// Ends the thread and its connection.

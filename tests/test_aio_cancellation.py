@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import anyio
@@ -16,9 +14,9 @@ import pytest
 import seckill
 import seckill.aio
 from support.aio import eventually, gathered, on_loop, waiting
+from support.cancelling import WAYS, Stop, Way, only_stops
 from support.crowd import Crowd
-from support.proxy import REPLY, REQUEST, Fault, in_turn, random_faults
-from support.relay import Relay, pass_on
+from support.proxy import random_faults
 from support.servers import KINDS
 from support.threads import wait_until
 
@@ -26,90 +24,6 @@ pytestmark = pytest.mark.core
 
 HOUR = 3_600_000  # a lease that nobody waits out
 ROUNDS = 20 if os.environ.get("SECKILL_STRESS") else 1
-
-
-# -- ways to cancel a call after some seconds, whether it has ended by then or not ----------------
-
-
-async def by_cancel(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    task = asyncio.ensure_future(call)
-    if seconds:  # else before its first step
-        await asyncio.sleep(seconds)
-    task.cancel()
-    await ended(task)
-
-
-async def by_three_cancels(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    task = asyncio.ensure_future(call)
-    await asyncio.sleep(seconds)
-    task.cancel()
-    task.cancel()
-    await asyncio.sleep(0)
-    task.cancel()
-    await ended(task)
-
-
-async def by_wait_for(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    with contextlib.suppress(asyncio.TimeoutError):  # one of its own in Python 3.10
-        await asyncio.wait_for(call, seconds)
-
-
-async def by_timeout(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):  # type: ignore[attr-defined]
-            await call
-
-
-async def by_anyio(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    with anyio.move_on_after(seconds):
-        await call
-
-
-class Stop(Exception):
-    """What a task group fails with, so that it cancels who is left."""
-
-
-@contextlib.contextmanager
-def only_stops() -> Iterator[None]:
-    with pytest.raises(Exception) as failed:  # noqa: PT011  (a group of exceptions has no name yet)
-        yield
-    assert [type(error) for error in failed.value.exceptions] == [Stop]  # type: ignore[attr-defined]
-
-
-async def by_a_group(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    with only_stops():
-        async with asyncio.TaskGroup() as group:  # type: ignore[attr-defined]
-            group.create_task(call)
-            await asyncio.sleep(seconds)
-            raise Stop
-
-
-async def by_a_group_of_anyio(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    with only_stops():
-        async with anyio.create_task_group() as group:
-            group.start_soon(lambda: call)
-            await asyncio.sleep(seconds)
-            raise Stop
-
-
-async def by_close(call: Coroutine[Any, Any, None], seconds: float) -> None:
-    """Of a coroutine in mid-call, which no task runs any more."""
-    with contextlib.suppress(StopIteration):  # a fast server answers within its first step
-        call.send(None)
-    await asyncio.sleep(seconds)
-    call.close()
-
-
-async def ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-
-
-Way = Callable[[Coroutine[Any, Any, None], float], Awaitable[None]]
-WAYS: list[Way] = [by_cancel, by_three_cancels, by_wait_for, by_anyio, by_a_group_of_anyio]
-WAYS += [by_timeout, by_a_group] if hasattr(asyncio, "timeout") else []
-WAYS += [by_close]
 
 
 def a_while(dice: random.Random) -> float:
@@ -378,183 +292,3 @@ def test_a_loop_that_ends_in_mid_call_leaves_nothing_behind(start_server, name, 
     for crowd in crowds:
         crowd.audit()
     assert last.audit() == {"done": 160, "answered": 40}
-
-
-# -- not applied later ----------------------------------------------------------------------------
-
-
-async def stays(observer: Any, key: str, value: bytes | None, seconds: float = 0.5) -> bool:
-    """Whether a key keeps its value from now on."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if observer.get(key) != value:
-            return False
-        await asyncio.sleep(0.01)
-    return True
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def test_a_call_that_was_not_sent_to_a_stopped_server_is_not_made_later(
-    start_server, name, loop_kind
-):
-    server = start_server()
-    observer = server.redis()
-    observer.mset({"stock": 10, "other": 10})
-    async with seckill.aio.Client(server.url) as client:
-        await client.update_inventory("lock", "stock", 0)
-        server.freeze()
-        (under_way,) = await waiting(client, client.update_inventory("lock", "other", -1))
-        queued = await waiting(
-            client,
-            client.update_inventory("lock", "stock", -1),
-            client.incr_inventory("stock", 1),
-            client.incr_inventory("created", 1),
-        )
-        for task in queued:
-            await cancelled(task)
-        server.thaw()
-        await under_way
-        assert observer.get("other") == b"9"
-        assert await stays(observer, "stock", b"10")
-        assert not observer.exists("created")
-
-
-async def test_a_call_that_was_sent_to_a_stopped_server_is_not_made_after_socket_timeout(
-    start_server, name, loop_kind
-):
-    server = start_server()
-    observer = server.redis()
-    observer.set("stock", 10)
-    async with seckill.aio.Client(server.url, socket_timeout=0.3) as client:
-        await client.update_inventory("lock", "stock", 0)
-        server.freeze()
-        for call in (client.update_inventory("lock", "stock", -1), client.incr_inventory("stock")):
-            (task,) = await waiting(client, call)
-            await cancelled(task)
-        await asyncio.sleep(0.35)
-        server.thaw()
-        assert await stays(observer, "stock", b"10")
-        await client.update_inventory("lock", "stock", -3)
-        assert observer.get("stock") == b"7"
-
-
-async def test_a_cancelled_call_is_not_carried_along_later_for_others(start_server, loop_kind):
-    """Its batch was lost, and is asked for again for the sake of another, when all is long over."""
-    server = start_server()
-    observer = server.redis()
-    observer.set("stock", 100)
-    relay = Relay((server.host, server.port))
-    client = seckill.aio.Client(relay.url, socket_timeout=0.5)
-    await client.update_inventory("lock", "stock", 0)
-    held, lost = [], []
-
-    def hold(_connection, data, on):
-        held.append(lambda: on(data))
-
-    def lose(_connection, data, _on):
-        lost.append(data)
-
-    relay.on_request = hold
-    first = asyncio.ensure_future(client.incr_inventory("other"))
-    await eventually(lambda: held)
-    leaver, stayer = (
-        asyncio.ensure_future(client.update_inventory("lock", "stock", change, 5000, 30_000))
-        for change in (-1, -10)
-    )
-    await asyncio.sleep(0)
-    relay.on_request = lose
-    held[0]()
-    await first
-    await eventually(lambda: lost)
-    await cancelled(leaver)
-    await asyncio.sleep(1.2)
-    assert observer.get("stock") == b"100"
-    relay.on_request = pass_on
-    await asyncio.wait_for(stayer, 20)
-    assert observer.get("stock") == b"90"
-    await client.aclose()
-    relay.close()
-
-
-@pytest.mark.parametrize("direction", [REQUEST, REPLY])
-async def test_a_call_whose_bytes_were_lost_counts_once_or_not_at_all_when_it_is_cancelled(
-    start_server, start_proxy, name, loop_kind, direction
-):
-    server = start_server()
-    observer = server.redis()
-    observer.set("stock", 10)
-    proxy = start_proxy(server)
-    client = seckill.aio.Client(proxy.url, socket_timeout=5)
-    await client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("swallow", direction))
-    (task,) = await waiting(client, client.update_inventory("lock", "stock", -1, 5000, 30_000))
-    await cancelled(task)
-    left = b"10" if direction == REQUEST else b"9"
-    assert await stays(observer, "stock", left, seconds=0.3)
-    await client.update_inventory("lock", "stock", -2)
-    assert int(observer.get("stock")) == int(left) - 2
-    await client.aclose()
-
-
-@pytest.mark.parametrize("connected_before", [True, False])
-async def test_calls_that_are_cancelled_while_their_batch_waits_for_a_connection_are_not_made(
-    start_server, start_proxy, loop_kind, connected_before
-):
-    """While reconnecting, or in the first handshake of all; the batch goes on for the others."""
-    server = start_server()
-    observer = server.redis()
-    proxy = start_proxy(server)
-    patience = 0.3 if connected_before else 10
-    client = seckill.aio.Client(proxy.url, socket_timeout=patience, timeout=20)
-    if connected_before:
-        await client.incr_inventory("warm", 0)
-        proxy.refuse()
-        proxy.cut()
-        # The first to come finds out that the connection is dead, by writing into it.
-        with pytest.raises(seckill.ConnectionError):
-            await client.update_inventory("lock", "stock", -1, time_out=0)
-    else:
-        proxy.faults = in_turn(Fault("hold", REPLY))
-    keys = [f"stock:{number}" for number in range(20)]
-    tasks = [asyncio.ensure_future(client.incr_inventory(key)) for key in keys]
-    await asyncio.sleep(0.1)
-    for task in tasks[::2]:
-        await cancelled(task)
-    if connected_before:
-        proxy.listen()
-    else:
-        proxy.release()
-    await asyncio.gather(*tasks[1::2])
-    await asyncio.sleep(0.2)
-    assert observer.mget(keys) == [None, b"1"] * 10
-    await client.aclose()
-
-
-@pytest.mark.parametrize("answered_before", [True, False])
-async def test_a_call_that_is_cancelled_while_the_server_is_away_is_not_made_when_it_is_back(
-    start_server, start_proxy, loop_kind, answered_before
-):
-    """While reconnecting, or in the first handshake of all."""
-    server = start_server()
-    proxy = start_proxy(server)
-    client = seckill.aio.Client(proxy.url, socket_timeout=5)
-    if answered_before:
-        await client.incr_inventory("warm", 1)
-        proxy.refuse()
-        proxy.cut()
-    else:
-        proxy.swallow(REQUEST)
-    task = asyncio.ensure_future(client.incr_inventory("stock", 1))
-    await asyncio.sleep(0.1)
-    await cancelled(task)
-    if answered_before:
-        proxy.listen()
-    proxy.swallow()
-    assert await stays(server.redis(), "stock", None)
-    await asyncio.wait_for(client.incr_inventory("warm", 1), 10)
-    await client.aclose()

@@ -15,22 +15,18 @@ import pytest
 import seckill
 import seckill.aio
 from support.aio import eventually, gathered, on_loop, waiting
-from support.programs import Program, run
-from support.proxy import REPLY, REQUEST, Fault, SilentHost, random_faults
+from support.cancelling import cancelled
+from support.programs import Program
+from support.proxy import REPLY, REQUEST, Fault, random_faults
 from support.servers import KINDS
-from support.threads import call, wait_until
+from support.threads import wait_until
+from test_late_arrivals import evaluated, late
 
 pytestmark = pytest.mark.core
 
 HOUR = 3_600_000  # a lease that nobody waits out: a lock that is left behind stays
 ROUNDS = 20 if os.environ.get("SECKILL_STRESS") else 1
 WITHIN = 10  # seconds until an undoing has been done, generously
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
 
 
 async def free_for_good(observer: Any, lock: str) -> None:
@@ -184,7 +180,8 @@ async def test_an_acquire_that_is_cancelled_when_its_answer_has_just_come_is_und
             if not task.cancelled():  # it was answered in its first step: a fast server
                 assert task.result() is True
                 await client.release_lock(lock)
-            await free_for_good(observer, lock)
+            await eventually(lambda: not observer.exists(lock), WITHIN)
+        await free_for_good(observer, lock)
         assert await client.acquire_lock(lock, HOUR, 0) is True
         await client.release_lock(lock)
 
@@ -226,8 +223,9 @@ async def test_a_coroutine_that_is_closed_in_mid_acquire_leaves_no_lock(server, 
                 acquiring.send(None)
                 await asyncio.sleep(pause)
                 acquiring.close()
-                await free_for_good(observer, lock)
+                await eventually(lambda: not observer.exists(lock), WITHIN)
             await client.release_lock(lock)
+        await free_for_good(observer, lock)
 
 
 @pytest.mark.parametrize("sent", [True, False])
@@ -264,6 +262,26 @@ async def test_an_acquire_whose_bytes_were_lost_leaves_no_lock_when_it_is_cancel
     assert bool(observer.exists("lock")) is (direction == REPLY)
     await cancelled(task)
     await free_for_good(observer, "lock")
+    await client.aclose()
+
+
+async def test_an_acquire_that_arrives_after_it_was_undone_takes_no_lock(
+    start_server, start_proxy, loop_kind
+):
+    """It was on a slow way; the undoing overtook it, and found nothing to undo."""
+    server = start_server()
+    observer = server.redis()
+    proxy = start_proxy(server)
+    client = seckill.aio.Client(proxy.url, socket_timeout=5)
+    await took_one(client)
+    proxy.strike(Fault("hold", REQUEST))
+    (task,) = await waiting(client, client.acquire_lock("lock", HOUR, 30_000))
+    before = evaluated(observer)
+    await cancelled(task)
+    await eventually(lambda: evaluated(observer) > before)
+    late(proxy, observer)
+    await free_for_good(observer, "lock")
+    assert await client.acquire_lock("lock", HOUR, 0) is True
     await client.aclose()
 
 
@@ -384,146 +402,3 @@ async def test_a_cancelled_acquire_and_at_once_another_of_the_same_lock(server, 
             assert observer.get(lock) == token
             await client.release_lock(lock)
             assert not observer.exists(lock)
-
-
-# -- waiting for a lock ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("leaving", [0, 1, 2])
-async def test_waiters_in_front_of_behind_and_around_a_cancelled_one_are_served(
-    server, lock, loop_kind, leaving
-):
-    """The first asks the server, the others queue behind it: whoever leaves, the rest move up."""
-    observer = server.redis()
-    observer.set(lock, "somebody", px=HOUR)
-    async with seckill.aio.Client(server.url) as client:
-        waiters = await waiting(client, *(client.acquire_lock(lock, HOUR, 60_000) for _ in "abc"))
-        await cancelled(waiters.pop(leaving))
-        observer.delete(lock)
-        for _ in range(2):
-            done, rest = await asyncio.wait(
-                waiters, timeout=10, return_when=asyncio.FIRST_COMPLETED
-            )
-            assert [task.result() for task in done] == [True]
-            waiters = list(rest)
-            await client.release_lock(lock)
-        assert not observer.exists(lock)
-
-
-async def test_a_waiter_that_is_cancelled_leaves_the_lock_to_another_process(
-    server, lock, loop_kind
-):
-    observer = server.redis()
-    observer.set(lock, "somebody", px=HOUR)
-    async with seckill.aio.Client(server.url) as client:
-        waiters = await waiting(client, *(client.acquire_lock(lock, HOUR, 60_000) for _ in "ab"))
-        other_process = seckill.Client(server.url)
-        other = call(other_process.acquire_lock, lock, HOUR, 60_000).until_asleep()
-        for waiter in waiters:
-            await cancelled(waiter)
-        observer.delete(lock)
-        await eventually(lambda: not other.is_alive(), WITHIN)
-        assert other.result() is True
-        other_process.release_lock(lock)
-        assert not observer.exists(lock)
-        other_process.close()
-
-
-async def test_a_waiter_that_is_cancelled_as_the_lock_is_freed_leaves_it_to_the_next(
-    server, lock, loop_kind
-):
-    """It may have been told, may have asked, may even have been given the lock."""
-    observer = server.redis()
-    dice = random.Random(KINDS.index(server.kind))
-    async with seckill.aio.Client(server.url) as client:
-        for _ in range(50):
-            observer.set(lock, "somebody", px=HOUR)
-            first = asyncio.ensure_future(client.acquire_lock(lock, HOUR, 60_000))
-            second = asyncio.ensure_future(client.acquire_lock(lock, HOUR, 60_000))
-            await asyncio.sleep(0.005)
-            observer.delete(lock)
-            await asyncio.wait([first], timeout=10 ** dice.uniform(-5, -2))
-            first.cancel()
-            await asyncio.wait([first])
-            if not first.cancelled():
-                await client.release_lock(lock)
-            assert await asyncio.wait_for(second, WITHIN) is True
-            await client.release_lock(lock)
-            assert not observer.exists(lock)
-
-
-async def test_updates_behind_a_cancelled_acquire_go_through(server, key, lock, loop_kind):
-    observer = server.redis()
-    observer.set(key, 10)
-    async with seckill.aio.Client(server.url) as client:
-        for _ in range(20):
-            acquiring = asyncio.ensure_future(client.acquire_lock(lock, HOUR))
-            updating = asyncio.ensure_future(client.update_inventory(lock, key, -1, 5000, 30_000))
-            await asyncio.sleep(0)
-            if not acquiring.cancel():  # the answer was faster
-                await client.release_lock(lock)
-            await asyncio.wait_for(updating, WITHIN)
-            await client.incr_inventory(key, 1)
-    assert observer.get(key) == b"10"
-
-
-async def test_a_crowd_of_waiters_that_is_cancelled_leaves_the_lock_to_who_is_left(
-    server, lock, loop_kind
-):
-    observer = server.redis()
-    observer.set(lock, "somebody", px=HOUR)
-    async with seckill.aio.Client(server.url) as client:
-        waiters = await waiting(
-            client, *(client.acquire_lock(lock, HOUR, 60_000) for _ in range(500))
-        )
-        survivor = waiters.pop(250)
-        for waiter in waiters:
-            waiter.cancel()
-        await asyncio.wait(waiters, timeout=10)
-        assert all(waiter.cancelled() for waiter in waiters)
-        observer.delete(lock)
-        assert await asyncio.wait_for(survivor, WITHIN) is True
-        await client.release_lock(lock)
-        assert not observer.exists(lock)
-
-
-# -- where there is no server ---------------------------------------------------------------------
-
-
-def cancels_while_connecting(url):
-    import asyncio
-    import time
-
-    import seckill.aio
-    from support.threads import native_threads
-
-    async def cancel() -> float:
-        client = seckill.aio.Client(url, socket_timeout=60, socket_connect_timeout=60, timeout=60)
-        tasks = [
-            asyncio.ensure_future(client.acquire_lock("lock", 60_000, 60_000)),
-            asyncio.ensure_future(client.update_inventory("lock", "stock", -1, 5000, 60_000)),
-            asyncio.ensure_future(client.incr_inventory("stock")),
-        ]
-        await asyncio.sleep(0.2)
-        assert native_threads() > 1
-        began = time.monotonic()
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        assert all(task.cancelled() for task in tasks)
-        took = time.monotonic() - began
-        while native_threads() > 1 and time.monotonic() < began + 30:
-            await asyncio.sleep(0.05)
-        return [took, native_threads()]
-
-    return asyncio.run(cancel())
-
-
-@pytest.mark.parametrize("full", [False, True], ids=["handshake", "connect"])
-def test_calls_that_are_cancelled_while_connecting_end_at_once_and_so_does_the_attempt(full):
-    """Nobody wants the connection any more: the thread that is at it goes."""
-    with SilentHost(full=full) as host:
-        took, threads = run(cancels_while_connecting, host.url, limit=60).value
-        assert took < 5
-        assert threads == 1
-        assert b"EVAL" not in host.received()[1]

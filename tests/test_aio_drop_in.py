@@ -38,7 +38,8 @@ globals().update(table_of(test_drop_in, "shop") | table_of(test_int64, "client")
 
 @pytest.fixture
 def shop(aio_shop):
-    awaited = Awaited(aio_shop)
+    """The coroutines on one kind of loop, the methods on the other."""
+    awaited = Awaited(aio_shop, "asyncio" if aio_shop is seckill.aio else "uvloop")
     yield awaited
     awaited.close()
 

@@ -19,6 +19,12 @@ STRICT = {"PYTHONWARNINGS": "error", "PYTHONDEVMODE": "1", "PYTHONASYNCIODEBUG":
 PATIENCE = 20
 
 
+@pytest.fixture
+def own_server(start_server):
+    """Of one kind, for it is the interpreter that ends."""
+    return start_server()
+
+
 def start(function, *arguments):
     return Program(function, *arguments, limit=PATIENCE, env=STRICT)
 

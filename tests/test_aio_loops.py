@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import seckill.aio
-from support.aio import LOOPS, every_call, gathered, on_loop, waiting
+from support.aio import LOOPS, eventually, every_call, gathered, on_loop, waiting
 from support.clients import HOUR
 from support.programs import run
 from support.threads import all_of, native_threads, open_files
@@ -118,22 +118,22 @@ def test_a_hundred_asyncio_runs(coroutines, redis_py, key, lock):
     assert redis_py.get(key) == b"900"
 
 
-def test_a_client_that_is_gone_leaves_no_file_and_no_thread(server, key):
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_client_that_is_gone_leaves_no_file_and_no_thread(start_server, kind):
     """Dropped without a word, on a loop that goes on."""
+    server = start_server()
 
     async def use_and_drop():
         for _ in range(5):
-            await seckill.aio.Client(server.url).incr_inventory(key, 1)
+            await seckill.aio.Client(server.url).incr_inventory("stock", 1)
         before = open_files(), native_threads()
         for _ in range(20):
-            await seckill.aio.Client(server.url).incr_inventory(key, 1)
-        for _ in range(400):
-            if open_files() <= before[0] and native_threads() <= before[1]:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError((before, open_files(), native_threads()))
+            await seckill.aio.Client(server.url).incr_inventory("stock", 1)
+        await eventually(
+            lambda: open_files() <= before[0] and native_threads() <= before[1], within=10
+        )
 
-    on_loop(use_and_drop())
+    on_loop(use_and_drop(), kind)
 
 
 @pytest.mark.parametrize("kinds", [["asyncio"] * 6, ["uvloop"] * 6, ["asyncio", "uvloop"] * 3])
@@ -242,6 +242,50 @@ def test_a_loop_that_pauses_goes_on_with_its_calls(aio_client, redis_py, key, lo
     loop.run_until_complete(gathered(tasks))
     loop.close()
     assert redis_py.get(key) == b"6"
+
+
+@pytest.mark.parametrize("kinds", [("asyncio", "asyncio"), ("asyncio", "uvloop")])
+def test_two_loops_of_one_thread_take_turns(aio_client, redis_py, name, kinds):
+    """Answers for the one that does not run wait for it, and never reach the other's tasks."""
+    key, held = name("stock"), name("held")
+    redis_py.set(key, 100)
+    redis_py.set(held, "somebody", px=HOUR)
+    loops = [LOOPS[kind]() for kind in kinds]
+
+    def call_on_each():
+        return [
+            loop.create_task(aio_client.update_inventory(held, key, -1, 5000, 60_000))
+            for loop in loops
+            for _ in range(3)
+        ]
+
+    tasks = call_on_each()
+    for loop in loops:
+        loop.run_until_complete(waiting(aio_client))
+    redis_py.delete(held)
+    tasks += call_on_each()
+    for loop in reversed(loops):
+        loop.run_until_complete(gathered(task for task in tasks if task.get_loop() is loop))
+    for loop in loops:
+        loop.close()
+    assert redis_py.get(key) == b"88"
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_loop_that_is_kept_busy_holds_up_no_other(aio_client, redis_py, key, lock, kind):
+    async def sell(calls):
+        for _ in range(calls):
+            await gathered([aio_client.update_inventory(lock, key, -1) for _ in range(50)])
+
+    async def block():
+        asking = [asyncio.ensure_future(sell(1)) for _ in range(10)]
+        await asyncio.sleep(0)
+        all_of([lambda: on_loop(sell(20), kind)] * 2)  # this loop stands still meanwhile
+        await gathered(asking)
+
+    redis_py.set(key, 10_000)
+    on_loop(block(), kind)
+    assert int(redis_py.get(key)) == 10_000 - 10 * 50 - 2 * 20 * 50
 
 
 # -- each task is itself ------------------------------------------------------------------------

@@ -89,22 +89,22 @@ async def test_waiting_tasks_send_one_contender_to_the_server(aio_client, lock, 
     redis_py.set(lock, "somebody", px=HOUR)
     await aio_client.incr_inventory(f"{lock}:warm")
     asked = aio_client.statistics()["steps"]
-    waiters = [in_task(aio_client.acquire_lock(lock, HOUR, 1500)) for _ in range(50)]
+    waiters = [in_task(aio_client.acquire_lock(lock, HOUR, 400)) for _ in range(50)]
     await waiting(aio_client)
     assert aio_client.statistics()["steps"] - asked <= 3
     assert await gathered(waiters) == [False] * 50
 
 
-async def test_each_waiting_task_has_its_own_time_out(aio_shop, lock, redis_py):
+async def test_each_waiting_task_has_its_own_time_out(aio_client, lock, redis_py):
     redis_py.set(lock, "somebody", px=HOUR)
     clock = asyncio.get_running_loop().time
 
     async def seconds_waited(milliseconds):
         start = clock()
-        assert await aio_shop.acquire_lock(lock, 1000, milliseconds) is False
+        assert await aio_client.acquire_lock(lock, 1000, milliseconds) is False
         return clock() - start
 
-    patience = range(100, 1100, 100)
+    patience = range(100, 600, 100)
     waited = await gathered(map(seconds_waited, patience))
     for milliseconds, seconds in zip(patience, waited, strict=True):
         assert milliseconds - 10 < seconds * 1000 < milliseconds + 1000
@@ -311,13 +311,17 @@ async def test_a_new_task_in_the_place_of_a_dead_one_does_not_inherit_its_lock(
                 await aio_shop.update_inventory(mine, key, -1, 5000, 0)
         return mine
 
-    tasks = [in_task(holder(number)) for number in range(100)]
-    await asyncio.wait(tasks)
+    # CPython puts new objects into the places of dead ones of the same size, as long as others
+    # around them live on.
+    tasks, neighbours = [], []
+    for number in range(200):
+        tasks.append(in_task(holder(number)))
+        neighbours.append(in_task(asyncio.sleep(0)))
+    await asyncio.wait([*tasks, *neighbours])
     failed = [task for task in tasks if not task.cancelled() and task.exception()]
     assert bool(failed) == (end == "failed")
     del tasks, failed
     gc.collect()  # what they raised may have kept them
-    # CPython puts new objects into the places of dead ones of the same size.
     taken = set(await gathered([heir() for _ in range(2000)])) - {None}
     assert taken, "no task had the id() of a dead one"
     assert redis_py.get(key) == b"5"

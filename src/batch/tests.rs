@@ -157,6 +157,20 @@ fn who_has_left_or_is_out_of_time_is_not_taken_along() {
     assert_eq!((batch.steps(), queue.len()), (1, 0));
 }
 
+#[test]
+fn what_was_not_run_and_left_is_not_sent_for_the_sake_of_a_batch_in_doubt() {
+    let (left, other) = (update("a", -1, None), update("b", -1, None));
+    let mut batch = gather(&mut VecDeque::from([Arc::clone(&left), other]));
+    let (now, mut out, mut late) = (Instant::now(), Vec::new(), Vec::new());
+    let mut clock = ServerClock::new(0, now);
+    assert_eq!(batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out), [0, 1]);
+    let unknown = redis::parse_redis_value(b"-NOSCRIPT No matching script\r\n").expect("an error");
+    assert_eq!(batch.hear(0, unknown, now, now, &mut clock, &mut late), Heard::Again);
+    batch.in_doubt = true; // the connection broke before the other's reply
+    assert!(!left.leave(), "the server has said that it did not run it");
+    assert_eq!(batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out), [1]);
+}
+
 /// The deadline of a batch with a step until each of these, on a server whose time begins now. The
 /// first caller leaves, no answer comes, and a second later the batch is asked for again.
 fn deadline_of(ends: [Duration; 2], patience: Duration) -> i64 {

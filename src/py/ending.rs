@@ -4,7 +4,7 @@
 //! wherever it is; and the process is aborted if there are Rust frames on the way, as there are when
 //! asyncio's Python code runs below ours. So from the moment that the exit begins, loops of other
 //! threads go no further than to the next thing that they want of us, where they stay, without the
-//! GIL, as they would in 3.14.
+//! GIL, as they would in 3.14. Unless the end does not come: an exit handler may wait for one of them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -24,7 +24,10 @@ const SETTLING: Duration = Duration::from_millis(300);
 /// How long other loops have to get to where they stay.
 const STOPPING: Duration = Duration::from_millis(20);
 
-/// The thread that ends the interpreter, as an owner; 0 before that.
+/// How long an interpreter takes to end, once nothing is in its way.
+const END: Duration = Duration::from_millis(500);
+
+/// The thread that ends the interpreter, as an owner; 0 before that, and when the end does not come.
 static ENDED_BY: AtomicU64 = AtomicU64::new(0);
 
 /// The clients of the process, each with the generation it was made in. Only locked while attached to
@@ -71,9 +74,7 @@ pub fn stay_if_ending(py: Python<'_>) {
 
 #[cold]
 fn stay(py: Python<'_>) {
-    py.detach(|| {
-        loop {
-            std::thread::park();
-        }
-    });
+    // If the interpreter has ended meanwhile, PyO3 keeps the thread from coming back.
+    py.detach(|| std::thread::sleep(END));
+    ENDED_BY.store(0, Ordering::Relaxed);
 }
