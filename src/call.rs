@@ -16,6 +16,7 @@
 //! step is not sent any more, and an acquire whose step may have been sent is undone.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -94,7 +95,8 @@ pub enum Progress {
 
 /// See the module's description.
 pub struct Call {
-    client: Arc<Client>,
+    /// Leaked in a forked child, as the client itself is.
+    client: ManuallyDrop<Arc<Client>>,
     wish: Wish,
     owner: Owner,
     caller: Caller,
@@ -147,7 +149,7 @@ impl Call {
         let settings = client.settings();
         let time_out = time_out.unwrap_or(settings.timeout);
         Self {
-            client: Arc::clone(client),
+            client: ManuallyDrop::new(Arc::clone(client)),
             wish,
             owner,
             caller,
@@ -305,7 +307,11 @@ impl Call {
                 // a lease shorter than a round trip is nobody's for long.
                 if acquiring.asked.elapsed() >= *lease && !acquiring.renewed {
                     acquiring.renewed = true;
-                    return self.ask();
+                    if Instant::now() < self.deadline {
+                        return self.ask();
+                    }
+                    self.undo();
+                    return Some(Progress::Done(Ok(false)));
                 }
                 acquiring.acquired = true;
                 let ends = acquiring.asked + *lease;
@@ -329,7 +335,7 @@ impl Call {
 
     fn fail(&self, error: Error) -> Progress {
         if let Some(acquiring) = self.acquiring.as_deref() {
-            if matches!(error, Error::OutcomeUnknown(_)) {
+            if matches!(error, Error::OutcomeUnknown(_)) || acquiring.renewed {
                 self.undo();
             }
             // The answer to an attempt of the last moment did not make it. What was heard a moment
@@ -385,11 +391,12 @@ impl Call {
         // In a forked child the call is the parent's.
         if self.generation == fork::generation() {
             let acquiring = self.acquiring.as_deref_mut();
+            let renewed = acquiring.as_ref().is_some_and(|it| it.renewed);
             let acquired = acquiring.is_some_and(|it| std::mem::take(&mut it.acquired));
             if let Stage::Asking(step) = &self.stage {
                 let under_way = self.client.combiner.leave(step);
                 orphan = match &step.ask {
-                    Ask::Acquire { .. } if under_way => self.undo(),
+                    Ask::Acquire { .. } if under_way || renewed => self.undo(),
                     Ask::Release { lock, token } => Some(self.release(lock, *token)),
                     _ => None,
                 };
@@ -432,6 +439,10 @@ impl Drop for Call {
     fn drop(&mut self) {
         if !matches!(self.stage, Stage::Over) || self.acquiring.is_some() {
             self.abandon();
+        }
+        if self.generation == fork::generation() {
+            // SAFETY: dropped here only, and never used after.
+            unsafe { ManuallyDrop::drop(&mut self.client) };
         }
     }
 }

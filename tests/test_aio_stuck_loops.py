@@ -9,7 +9,7 @@ import pytest
 import seckill
 import seckill.aio
 from support.aio import eventually
-from support.programs import Program
+from support.programs import Program, run
 
 pytestmark = pytest.mark.core
 
@@ -76,3 +76,34 @@ def test_an_exit_handler_may_wait_for_a_loop_in_a_daemon_thread(own_server):
     ended = Program(stopped_by_an_exit_handler, own_server.url, limit=30).ended()
     assert (ended.status, ended.stderr) == (0, "")
     assert "closed" in ended.stdout
+
+
+def loops_dropped_without_close(url):
+    import asyncio
+    import gc
+    import weakref
+
+    import seckill.aio
+
+    async def wait() -> None:
+        await seckill.aio.incr_inventory("stock")
+        waiting.append(asyncio.ensure_future(seckill.aio.acquire_lock("held", 60_000, 60_000)))
+        await asyncio.sleep(0.05)
+
+    seckill.aio.configure(url)
+    waiting: list[object] = []
+    loops = []
+    for _ in range(5):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(wait())
+        loops.append(weakref.ref(loop))
+        waiting.clear()
+        del loop
+    gc.collect()
+    return sum(loop() is not None for loop in loops)
+
+
+def test_loops_that_are_dropped_without_a_close_are_collected_with_the_calls_that_wait(own_server):
+    own_server.redis().set("held", "somebody")
+    quiet = {"PYTHONWARNINGS": "ignore"}
+    assert run(loops_dropped_without_close, own_server.url, env=quiet).value == 0

@@ -18,7 +18,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyRuntimeError;
@@ -26,7 +26,7 @@ use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{IntoPyDict, PyBool, PyString, PyType, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::types::{IntoPyDict, PyString, PyType, PyWeakrefMethods, PyWeakrefReference};
 use slab::Slab;
 
 use super::pending::{News, PendingCall};
@@ -36,8 +36,8 @@ use crate::caller::Caller;
 use crate::fork;
 use crate::mailbox::{Mailbox, Ticket};
 
-/// How many futures are kept: as many as there are calls in one moment, usually.
-const MOST_FUTURES: usize = 4096;
+/// How far ahead the loop's timer is set at the most.
+const LONGEST_ALARM: Duration = Duration::from_secs(1);
 
 /// A task's own callback on the future that it waits for, and the context to run it in.
 type WakeUp = (Py<PyAny>, Py<PyAny>);
@@ -53,10 +53,6 @@ pub struct Bridge {
     waiting: Mutex<Slab<Waiting>>,
     /// Tickets that were taken from the mailbox and are still to be looked at.
     tickets: Mutex<VecDeque<Ticket>>,
-    /// Futures that nobody waits for.
-    futures: Mutex<Vec<Py<PyAny>>>,
-    /// One that is done, of no loop that it would keep alive.
-    done: Py<PyAny>,
     /// When the loop's timer fires.
     alarm: Mutex<Option<Instant>>,
     built: Instant,
@@ -130,8 +126,6 @@ impl Bridge {
             mailbox,
             waiting: Mutex::default(),
             tickets: Mutex::default(),
-            futures: Mutex::default(),
-            done: done(py)?,
             alarm: Mutex::default(),
             built: Instant::now(),
         });
@@ -154,10 +148,9 @@ impl Bridge {
 
     /// A future of the loop's, for a task to wait for.
     pub fn future<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        if let Some(future) = self.futures.lock().pop() {
-            return Ok(future.into_bound(py));
-        }
-        new_future(&self.event_loop(py)?)
+        static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let options = [(intern!(py, "loop"), self.event_loop(py)?)].into_py_dict(py)?;
+        FUTURE.import(py, "asyncio", "Future")?.call((), Some(&options))
     }
 
     /// Begins a call for the running task: drives it as far as it goes, and makes it awaitable.
@@ -189,14 +182,15 @@ impl Bridge {
         drop(gone);
     }
 
-    /// Has the loop look for calls that are due, by `until`.
+    /// Has the loop look for calls that are due, by `until`, or within a second: a timer that was set
+    /// for later fires for nothing, and there shall not be many.
     pub fn arm(self: &Arc<Self>, py: Python<'_>, until: Instant) -> PyResult<()> {
+        let until = until.min(Instant::now() + LONGEST_ALARM);
         {
             let mut alarm = self.alarm.lock();
             if alarm.is_some_and(|at| at <= until) {
                 return Ok(());
             }
-            // What was set for later fires for nothing.
             *alarm = Some(until);
         }
         let delay = until.saturating_duration_since(Instant::now()).as_secs_f64();
@@ -230,41 +224,8 @@ impl Bridge {
             }
             News::Done(future) => {
                 self.forget(ticket);
-                future.map_or(Ok(None), |future| self.wake(future.into_bound(py), debug))
+                future.map_or(Ok(None), |future| wake(future.into_bound(py), debug))
             }
-        }
-    }
-
-    /// How to wake the task that waits for `future`.
-    ///
-    /// Made done, the future would have the loop call the task later, which costs more than all the
-    /// rest of a call. So the task's own callback is taken off it and called at once, with a future
-    /// that is done; and this one, which never was, serves the next call. (In debug mode the loop does
-    /// call the task, so that a slow one is named by its own name in the log.)
-    fn wake(&self, future: Bound<'_, PyAny>, debug: bool) -> PyResult<Option<Woken>> {
-        let py = future.py();
-        let callbacks = if debug { None } else { future.getattr_opt(intern!(py, "_callbacks"))? };
-        let only = callbacks.and_then(|callbacks| callbacks.extract::<[WakeUp; 1]>().ok());
-        if let Some([(callback, context)]) = only {
-            call_method(&future, intern!(py, "remove_done_callback"), callback.bind(py))?;
-            let done = self.done.clone_ref(py);
-            self.keep(future);
-            return Ok(Some((context, callback, done)));
-        }
-        if future.call_method0(intern!(py, "done"))?.is_truthy()? {
-            return Ok(None); // cancelled, and the task is about to be told
-        }
-        let set_result = future.getattr(intern!(py, "set_result"))?.unbind();
-        Ok(Some((empty_context(py)?.unbind(), set_result, py.None())))
-    }
-
-    /// Keeps a future for the next call, if nobody else knows it but the task that is being woken.
-    fn keep(&self, future: Bound<'_, PyAny>) {
-        // SAFETY: we are attached, and the future is alive.
-        let known_by = unsafe { ffi::Py_REFCNT(future.as_ptr()) };
-        let mut futures = self.futures.lock();
-        if futures.len() < MOST_FUTURES && known_by <= 2 {
-            futures.push(future.unbind());
         }
     }
 
@@ -319,22 +280,18 @@ impl Bridge {
         next
     }
 
-    /// Visits the futures that are kept.
-    pub fn futures<E>(&self, visit: impl FnMut(&Py<PyAny>) -> Result<(), E>) -> Result<(), E> {
-        let futures = self.futures.try_lock();
-        futures.iter().flat_map(|futures| futures.iter()).try_for_each(visit)
+    /// Visits the calls that wait.
+    pub fn visit<E>(
+        &self,
+        mut visit: impl FnMut(&Py<PendingCall>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(waiting) = self.waiting.try_lock() else { return Ok(()) };
+        waiting.iter().filter_map(|(_, waiting)| waiting.call.as_ref()).try_for_each(&mut visit)
     }
 
-    /// Keeps no futures any more.
-    pub fn drop_futures(&self) {
-        let futures = std::mem::take(&mut *self.futures.lock());
-        drop(futures);
-    }
-
-    /// The loop is closed: nobody drives these calls any more, nor wants their answers.
+    /// The loop is closed, or gone: nobody drives these calls any more, nor wants their answers.
     pub fn close(&self) {
         let waiting = std::mem::take(&mut *self.waiting.lock());
-        self.drop_futures();
         for call in waiting.iter().filter_map(|(_, waiting)| waiting.call.as_ref()) {
             call.get().give_up();
         }
@@ -360,20 +317,25 @@ fn call_method(
     returned.map(drop)
 }
 
-/// A future that is done, with a stand-in for a loop: nobody will ask it for anything else.
-fn done(py: Python<'_>) -> PyResult<Py<PyAny>> {
-    let stand_in = py.import("types")?.getattr("SimpleNamespace")?.call0()?;
-    stand_in.setattr("get_debug", py.get_type::<PyBool>())?;
-    let done = new_future(&stand_in)?;
-    done.call_method1("set_result", (py.None(),))?;
-    Ok(done.unbind())
-}
-
-fn new_future<'py>(event_loop: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    static FUTURE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    let py = event_loop.py();
-    let options = [(intern!(py, "loop"), event_loop)].into_py_dict(py)?;
-    FUTURE.import(py, "asyncio", "Future")?.call((), Some(&options))
+/// Makes a future done. What comes back is the task that waits for it, to be woken at once.
+///
+/// Left alone, the future would have the loop call the task later, which costs more than all the rest
+/// of a call. So the task's own callback is taken off it first. (In debug mode the loop does call the
+/// task, so that a slow one is named by its own name in the log.)
+fn wake(future: Bound<'_, PyAny>, debug: bool) -> PyResult<Option<Woken>> {
+    let py = future.py();
+    let callbacks = if debug { None } else { future.getattr_opt(intern!(py, "_callbacks"))? };
+    let only = callbacks.and_then(|callbacks| callbacks.extract::<[WakeUp; 1]>().ok());
+    if let Some([(callback, context)]) = only {
+        call_method(&future, intern!(py, "remove_done_callback"), callback.bind(py))?;
+        call_method(&future, intern!(py, "set_result"), py.None().bind(py))?;
+        return Ok(Some((context, callback, future.unbind())));
+    }
+    if future.call_method0(intern!(py, "done"))?.is_truthy()? {
+        return Ok(None); // cancelled, and the task is about to be told
+    }
+    let set_result = future.getattr(intern!(py, "set_result"))?.unbind();
+    Ok(Some((empty_context(py)?.unbind(), set_result, py.None())))
 }
 
 fn empty_context(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {

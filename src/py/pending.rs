@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use pyo3::exceptions::PyStopIteration;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::bridge::Bridge;
 use super::ending::stay_if_ending;
@@ -159,6 +160,16 @@ impl PendingCall {
     }
 
     fn close(&self) {
+        self.give_up();
+    }
+
+    /// The future refers to the loop, and to the task, which refers to us.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        let state = self.state.try_lock();
+        state.iter().try_for_each(|state| visit.call(&state.future))
+    }
+
+    fn __clear__(&self) {
         self.give_up();
     }
 

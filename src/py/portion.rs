@@ -37,13 +37,13 @@ impl Reader {
         Ok(Portion { bridge, debug, end, over: AtomicBool::new(false) })
     }
 
-    /// The futures refer to the loop, which refers to us.
+    /// The calls refer to the loop, which refers to us.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.bridge.futures(|future| visit.call(future))
+        self.bridge.visit(|call| visit.call(call))
     }
 
     fn __clear__(&self) {
-        self.bridge.drop_futures();
+        self.bridge.close();
     }
 }
 

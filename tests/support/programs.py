@@ -60,8 +60,10 @@ class Program:
         # At its limit a hanging program is told to abort, and shows where each thread hangs. No
         # watchdog thread in it: what is tested are threads, forks and the interpreter's end.
         text = (
-            "import faulthandler, json\n"
+            "import faulthandler, json, signal\n"
             "faulthandler.enable()\n"
+            # A shell starts what runs in the background with the interrupt ignored.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             f"{source}\n"
             "if __name__ == '__main__':\n"
             f"    value = {function.__name__}(*json.loads({json.dumps(arguments)!r}))\n"
