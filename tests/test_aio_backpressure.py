@@ -74,8 +74,7 @@ def commands(data: bytes) -> Iterator[list[bytes]]:
 
 @pytest.fixture
 def server(start_server: Callable[..., Server]) -> Server:
-    """One that takes down what keeps it busy for longer than 20 ms, several times what we mean."""
-    return start_server("slowlog-log-slower-than 20000")
+    return start_server()
 
 
 @pytest.fixture
@@ -85,9 +84,9 @@ def wire(server: Server) -> Iterator[Wire]:
     wire.close()
 
 
-def long_scripts(server: Server) -> list[Any]:
-    log = server.redis().slowlog_get(1000)
-    return [entry for entry in log if entry["command"].startswith(b"EVAL")]
+def milliseconds_per_script(server: Server) -> float:
+    """On average: on a busy machine a single one may take any time. 20 are too many."""
+    return server.redis().info("commandstats")["cmdstat_evalsha"]["usec_per_call"] / 1000
 
 
 async def at_once(calls: list[Any], within: float = 60) -> Counter[str]:
@@ -99,18 +98,18 @@ async def at_once(calls: list[Any], within: float = 60) -> Counter[str]:
 async def test_a_crowd_that_asks_for_the_same_travels_in_bounded_batches(server, wire, loop_kind):
     observer = server.redis()
     observer.set("stock", 60_000)
-    async with seckill.aio.Client(wire.url) as client:
+    async with seckill.aio.Client(wire.url, socket_timeout=20) as client:
+        await client.update_inventory("lock", "stock", 0)  # the server knows the script
         told = await at_once(
             [client.update_inventory("lock", "stock", -1, time_out=60_000) for _ in range(CROWD)]
         )
-        assert client.statistics()["steps"] == CROWD
+        assert client.statistics()["steps"] == CROWD + 1
     assert told == {"done": 60_000, "InsufficientInventory('stock', 0, 1)": 40_000}
     assert observer.get("stock") == b"0"
     sizes = [sum(map(sum, calls)) for calls in wire.batches().values()]
-    # The first script is sent twice: the server does not know it yet.
-    assert CROWD <= sum(sizes) <= CROWD + max(sizes)
+    assert sum(sizes) == CROWD + 2, "the first was sent twice, with the script's text"
     assert 1000 < max(sizes) <= MOST_STEPS
-    assert not long_scripts(server)
+    assert milliseconds_per_script(server) < 20
 
 
 async def test_a_crowd_that_asks_for_this_and_that_travels_in_bounded_batches(
@@ -120,7 +119,7 @@ async def test_a_crowd_that_asks_for_this_and_that_travels_in_bounded_batches(
     observer = server.redis()
     observer.set("stock", 10**9)
     calls = 30_000
-    async with seckill.aio.Client(wire.url) as client:
+    async with seckill.aio.Client(wire.url, socket_timeout=20) as client:
         told = await at_once(
             [
                 client.update_inventory("lock", "stock", -1 - number % 2, time_out=60_000)
@@ -131,19 +130,19 @@ async def test_a_crowd_that_asks_for_this_and_that_travels_in_bounded_batches(
     assert int(observer.get("stock")) == 10**9 - calls * 3 // 2
     runs = [len(runs) for calls in wire.batches().values() for runs in calls]
     assert max(runs) == MOST_RUNS
-    assert not long_scripts(server)
+    assert milliseconds_per_script(server) < 20
 
 
 async def test_a_crowd_with_a_stock_each_travels_in_bounded_batches(server, wire, loop_kind):
     observer = server.redis()
     calls = 5000
-    async with seckill.aio.Client(wire.url) as client:
+    async with seckill.aio.Client(wire.url, socket_timeout=20) as client:
         await client.incr_inventory("stock:0", 0)  # the server knows the script
         told = await at_once([client.incr_inventory(f"stock:{n}") for n in range(calls)])
     assert told == {"done": calls}
     assert len(observer.keys("stock:*")) == calls
     assert max(len(calls) for calls in wire.batches().values()) == MOST_CALLS
-    assert not long_scripts(server)
+    assert milliseconds_per_script(server) < 20
 
 
 # -- the loop -------------------------------------------------------------------------------------
@@ -234,8 +233,8 @@ async def test_a_crowd_whose_time_is_over_is_told_so_in_time(server, loop_kind):
 
 
 async def best(measure: Callable[[int], Awaitable[float]], count: int) -> float:
-    """The least of three measurements: a busy machine only ever adds."""
-    return min([await measure(count) for _ in range(3)])
+    """The lesser of two measurements: a busy machine only ever adds."""
+    return min([await measure(count) for _ in range(2)])
 
 
 @pytest.mark.stress
@@ -288,7 +287,7 @@ async def test_a_crowd_that_waits_for_a_lock_goes_through_when_it_is_freed(serve
         told = await asyncio.wait_for(asking, 60)
     assert told == {"done": 15_000, "InsufficientInventory('stock', 0, 1)": 5000}
     assert observer.get("stock") == b"0"
-    assert not long_scripts(server)
+    assert milliseconds_per_script(server) < 20
 
 
 # -- the queue ------------------------------------------------------------------------------------

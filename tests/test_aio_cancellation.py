@@ -23,7 +23,8 @@ from support.threads import wait_until
 pytestmark = pytest.mark.core
 
 HOUR = 3_600_000  # a lease that nobody waits out
-ROUNDS = 20 if os.environ.get("SECKILL_STRESS") else 1
+STRESS = bool(os.environ.get("SECKILL_STRESS"))
+ROUNDS, CALLS = (20, 2000) if STRESS else (1, 800)
 
 
 def a_while(dice: random.Random) -> float:
@@ -63,8 +64,8 @@ async def test_calls_cancelled_at_random_moments_count_once_or_not_at_all(
     await asyncio.sleep(0.1)
     told = crowd.audit()
     assert told["cancelled"] + told["not begun"] > 50
-    assert told["done"] > 200
-    assert told["answered"] > 50
+    assert told["done"] > 100
+    assert told["answered"] > 20
     assert told["done"] + told["answered"] + told["cancelled"] + told["not begun"] == crowd.size
 
 
@@ -73,17 +74,17 @@ async def test_calls_cancelled_at_random_moments_count_once_or_not_at_all(
 async def test_calls_cancelled_on_a_lossy_network_count_once_or_not_at_all(
     server, start_proxy, name, loop_kind, round_
 ):
-    crowd = Crowd(server.redis(), name, 2000)
+    crowd = Crowd(server.redis(), name, CALLS)
     proxy = start_proxy(server)
     client = seckill.aio.Client(proxy.url, socket_timeout=0.1, socket_connect_timeout=0.1)
     await client.incr_inventory(name("warm"), 0)
-    proxy.faults = random_faults(seed=100 * round_ + KINDS.index(server.kind), mean_bytes=3000)
+    proxy.faults = random_faults(seed=100 * round_ + KINDS.index(server.kind), mean_bytes=2000)
     proxy.cut()
     await come_and_go(client, crowd, WAYS, seed=round_)
     await asyncio.sleep(0.1)
     told = crowd.audit()
-    assert told["cancelled"] > 200
-    assert told["done"] > 400
+    assert told["cancelled"] > CALLS // 20
+    assert told["done"] > CALLS // 8
     assert told["unknown"] + told["unsent"] <= 20, "with so much time, nearly all can be learnt"
     assert proxy.faults_met > 5
     await client.aclose()
@@ -108,7 +109,7 @@ async def test_threads_that_share_the_client_with_cancelled_tasks_get_their_own_
     await come_and_go(seckill.aio, awaited, WAYS)
     await eventually(lambda: not any(one.is_alive() for one in threads))
     await asyncio.sleep(0.1)
-    assert awaited.audit()["cancelled"] > 200
+    assert awaited.audit()["cancelled"] > 50
     told = plain.audit()
     assert told["done"] == 1600
     assert told["answered"] == 400
@@ -143,8 +144,9 @@ async def test_every_second_call_of_a_crowd_is_cancelled_and_the_others_get_thei
 
 
 async def test_a_call_that_is_cancelled_before_its_first_step_sends_nothing(
-    server, key, lock, loop_kind
+    start_server, key, lock, loop_kind
 ):
+    server = start_server()
     server.redis().set(key, 10)
     async with seckill.aio.Client(server.url) as client:
         task = asyncio.ensure_future(client.update_inventory(lock, key, -1))
@@ -158,9 +160,10 @@ async def test_a_call_that_is_cancelled_before_its_first_step_sends_nothing(
 
 
 async def test_a_call_that_is_cancelled_when_its_answer_has_just_come_is_cancelled(
-    server, key, lock, loop_kind
+    start_server, key, lock, loop_kind
 ):
     """The loop is busy while the answer arrives, and sees the cancellation first."""
+    server = start_server()
     observer = server.redis()
     observer.set(key, 20)
     count = 0
@@ -253,7 +256,10 @@ async def test_a_failing_group_takes_its_calls_with_it_and_leaves_the_others(
     assert set(crowd.told[1::2]) == {"done", "answered"}
 
 
-async def test_a_shielded_call_is_made_though_its_waiter_is_cancelled(server, key, lock, loop_kind):
+async def test_a_shielded_call_is_made_though_its_waiter_is_cancelled(
+    start_server, key, lock, loop_kind
+):
+    server = start_server()
     server.redis().set(key, 10)
     async with seckill.aio.Client(server.url) as client:
         inner = asyncio.ensure_future(client.update_inventory(lock, key, -1))

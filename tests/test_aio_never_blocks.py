@@ -301,7 +301,7 @@ def test_a_name_that_takes_its_time(start_server, loop_kind, tmp_path):
     assert cancelled == [True, False] * 10
     assert gone < took
     assert took > 1, "the name took its time"
-    assert turns > 50, "and the loop went on"
+    assert turns > 20, "and the loop went on"
     assert server.redis().mget([f"stock:{n}" for n in range(20)]) == [None, b"1"] * 10
 
 
