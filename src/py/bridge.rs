@@ -1,9 +1,9 @@
 //! A bridge: where an event loop hears of the calls that its tasks await. One for each loop.
 //!
 //! The loop watches the bridge's mailbox like any other descriptor. When there are tickets in it, once
-//! for a batch that answers a thousand tasks, the loop runs a [`Portion`](super::portion::Portion): calls are driven on, and
-//! the tasks whose calls are over are woken, until all are or the portion's time is over, so that the
-//! loop's other callbacks run in between.
+//! for a batch that answers a thousand tasks, the loop runs a portion (`portion`): calls are driven
+//! on, and the tasks whose calls are over are woken, until all are or the portion's time is over, so
+//! that the loop's other callbacks run in between.
 //!
 //! Deadlines are a timer of the loop's: one for all calls, set for the first that may be due. Almost
 //! every call is over long before, so nothing is done for a deadline that nobody reaches: when the
@@ -185,15 +185,13 @@ impl Bridge {
     /// Has the loop look for calls that are due, by `until`, or within a second: a timer that was set
     /// for later fires for nothing, and there shall not be many.
     pub fn arm(self: &Arc<Self>, py: Python<'_>, until: Instant) -> PyResult<()> {
-        let until = until.min(Instant::now() + LONGEST_ALARM);
-        {
-            let mut alarm = self.alarm.lock();
-            if alarm.is_some_and(|at| at <= until) {
-                return Ok(());
-            }
-            *alarm = Some(until);
+        if self.alarm.lock().is_some_and(|at| at <= until) {
+            return Ok(());
         }
-        let delay = until.saturating_duration_since(Instant::now()).as_secs_f64();
+        let now = Instant::now();
+        let until = until.min(now + LONGEST_ALARM);
+        *self.alarm.lock() = Some(until);
+        let delay = until.saturating_duration_since(now).as_secs_f64();
         let options = [(intern!(py, "context"), empty_context(py)?)].into_py_dict(py)?;
         let alarm = Alarm { bridge: Arc::clone(self), at: until };
         let event_loop = self.event_loop(py)?;
