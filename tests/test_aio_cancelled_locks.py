@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -379,6 +380,11 @@ def takes_locks_until_interrupted(url, key):
         return "interrupted"
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="asyncio.run cancels only since 3.11; before, the interrupt is raised between any two"
+    " bytecodes, also between the answer True and the `try` of who gets it",
+)
 def test_ctrl_c_leaves_no_lock(start_server):
     """asyncio.run cancels what it ran; the client closes when all is undone."""
     server = start_server()
