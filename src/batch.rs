@@ -142,7 +142,7 @@ impl Batch {
         let number = self.number.to_string();
         let mut sent = Vec::with_capacity(self.calls.len());
         for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| !call.answered) {
-            call.pack(number.as_bytes(), deadline.as_bytes(), session, out);
+            call.pack(number.as_bytes(), deadline.as_bytes(), session, clock, out);
             sent.push(index);
         }
         sent

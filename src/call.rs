@@ -15,80 +15,42 @@
 //! A call that is given up before its end ([`Call::abandon`], or dropped) leaves nothing behind: its
 //! step is not sent any more, and an acquire whose step may have been sent is undone.
 
-use std::fmt;
+mod acquiring;
+mod hear;
+
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::acquiring::Acquiring;
 use crate::caller::Caller;
 use crate::client::Client;
 use crate::combine::last_moment;
 use crate::error::{Error, Result};
 use crate::fork;
+use crate::hold::{Change, Changed};
 use crate::holdings::Owner;
 use crate::names::Name;
-use crate::patrol::SLICE;
-use crate::random;
-use crate::step::{Ask, Reply, Step, Token};
-use crate::turnstile::{Place, Standing};
+use crate::step::{Ask, Extension, Right, Step, Token};
+use crate::turnstile::Standing;
 use crate::watch::{Look, Waiter};
+use crate::wish::{Acquisition, Outcome, Terms, Wish};
 
 /// How often a closing client looks whether all is done.
 const CLOSING_LOOK: Duration = Duration::from_millis(2);
 
-/// What a caller wants.
-pub enum Wish {
-    /// Take a lock; false when somebody else held it all the time.
-    Acquire {
-        /// The lock's name.
-        lock: Name,
-        /// How long it is held at the most.
-        lease: Duration,
-    },
-    /// Give back what the owner, or else another owner of this process, has acquired. False when
-    /// nothing was released, because nobody here held it or its lease had ended.
-    Release {
-        /// The lock's name.
-        lock: Name,
-    },
-    /// Change a stock with no floor; create it if need be.
-    Incr {
-        /// The stock's key.
-        key: Name,
-        /// What to add.
-        change: i64,
-    },
-    /// Change a stock, never below zero, while the lock is free or the owner's.
-    Update {
-        /// The lock's name.
-        lock: Name,
-        /// The stock's key.
-        key: Name,
-        /// What to add.
-        change: i64,
-    },
-    /// Have everything done that is still to be undone, and close the connections.
-    Close,
-}
+/// As a `time_out`: the wait for a lock has no end. A server that does not answer is waited for as in
+/// a call without a `time_out`.
+pub const FOR_EVER: Duration = Duration::MAX;
 
-impl fmt::Display for Wish {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (function, name) = match self {
-            Self::Acquire { lock, .. } => ("acquire_lock", lock),
-            Self::Release { lock } => ("release_lock", lock),
-            Self::Incr { key, .. } => ("incr_inventory", key),
-            Self::Update { key, .. } => ("update_inventory", key),
-            Self::Close => return f.write_str("close"),
-        };
-        write!(f, "{function} of '{}'", String::from_utf8_lossy(name))
-    }
-}
+/// A hundred years, which every clock can add.
+const VERY_LONG: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// How far [`Call::advance`] came.
 #[derive(Debug)]
 pub enum Progress {
     /// The call is over.
-    Done(Result<bool>),
+    Done(Result<Outcome>),
     /// Nothing to do until the caller is woken, or until then.
     Wait(Instant),
 }
@@ -101,15 +63,20 @@ pub struct Call {
     owner: Owner,
     caller: Caller,
     time_out: Duration,
+    started: Instant,
     /// The place in the order of arrival.
     place: u64,
     /// When it stops to wait for a lock.
     patience: Instant,
     /// When it ends at the latest.
     deadline: Instant,
+    /// It waits for the lock as long as it takes, but not for the server.
+    endless: bool,
     stage: Stage,
     waiter: Option<Box<Waiter>>,
     acquiring: Option<Box<Acquiring>>,
+    /// Of a lease.
+    change: Option<Box<Change>>,
     generation: u64,
 }
 
@@ -120,20 +87,6 @@ enum Stage {
     Sleeping,
     Closing,
     Over,
-}
-
-/// What only an acquire has to remember.
-struct Acquiring {
-    token: Token,
-    turn: Option<Place>,
-    /// When it last asked.
-    asked: Instant,
-    /// It was told so late that it asked anew.
-    renewed: bool,
-    /// The last word was that somebody else holds the lock.
-    held: bool,
-    /// The lock is ours.
-    acquired: bool,
 }
 
 impl Call {
@@ -147,7 +100,8 @@ impl Call {
     ) -> Self {
         let started = Instant::now();
         let settings = client.settings();
-        let time_out = time_out.unwrap_or(settings.timeout);
+        let endless = time_out == Some(FOR_EVER);
+        let time_out = time_out.map_or(settings.timeout, |time_out| time_out.min(VERY_LONG));
         Self {
             client: ManuallyDrop::new(Arc::clone(client)),
             wish,
@@ -155,12 +109,15 @@ impl Call {
             caller,
             time_out,
             place: client.combiner.arrive(),
+            started,
             patience: started + time_out,
             // One attempt it gets.
             deadline: started + time_out.max(settings.socket_timeout),
+            endless,
             stage: Stage::New,
             waiter: None,
             acquiring: None,
+            change: None,
             generation: fork::generation(),
         }
     }
@@ -212,18 +169,12 @@ impl Call {
 
     fn start(&mut self) -> Option<Progress> {
         match &self.wish {
-            Wish::Acquire { lock, .. } => {
+            Wish::Acquire { lock, terms } => {
                 // Who tries only once does not queue.
                 let queues = !self.time_out.is_zero();
-                let turn = queues.then(|| self.client.turnstile.join(lock, &self.caller)).flatten();
-                self.acquiring = Some(Box::new(Acquiring {
-                    token: random::hex_bytes(),
-                    turn,
-                    asked: Instant::now(),
-                    renewed: false,
-                    held: false,
-                    acquired: false,
-                }));
+                let join = || self.client.turnstile.join(lock, &self.caller, terms.fair);
+                let turn = queues.then(join).flatten();
+                self.acquiring = Some(Box::new(Acquiring::new(terms, turn, queues, self.started)));
                 self.stage = Stage::Queueing;
                 None
             }
@@ -231,6 +182,10 @@ impl Call {
                 self.deadline = Instant::now() + self.client.settings().socket_timeout;
                 self.stage = Stage::Closing;
                 None
+            }
+            Wish::GiveBack(of) => {
+                of.hold.iter().for_each(|hold| hold.leave());
+                self.ask()
             }
             _ => self.ask(),
         }
@@ -243,7 +198,7 @@ impl Call {
             let told = self.client.ear.told(lock);
             match turn.standing(Instant::now(), self.patience, told) {
                 Standing::Turn => acquiring.held = turn.lock_is_held(told),
-                Standing::Held => return Some(Progress::Done(Ok(false))),
+                Standing::Held => return Some(self.refuse()),
                 Standing::Wait(until) => return Some(Progress::Wait(until)),
             }
         }
@@ -252,114 +207,68 @@ impl Call {
 
     fn ask(&mut self) -> Option<Progress> {
         let ask = match &self.wish {
-            Wish::Acquire { lock, lease } => {
+            Wish::Acquire { lock, terms } => {
                 let acquiring = self.acquiring.as_deref_mut()?;
-                acquiring.asked = Instant::now();
-                acquiring.turn.iter().for_each(Place::asks);
-                let lease = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-                Ask::Acquire { lock: Arc::clone(lock), token: acquiring.token, lease }
+                acquiring.ask(lock, terms)
             }
             Wish::Release { lock } => match self.client.holdings.to_release(lock, self.owner) {
-                Some(token) => Ask::Release { lock: Arc::clone(lock), token },
-                None => return Some(Progress::Done(Ok(false))),
+                Some(hold) => release(lock, &hold.token),
+                None => return Some(Progress::Done(Ok(Outcome::Done(false)))),
             },
+            Wish::GiveBack(of) => release(&of.lock, &of.token),
+            Wish::Extend { of, ms, how } => {
+                let (lock, token) = (Arc::clone(&of.lock), Arc::clone(&of.token));
+                let (by, adds) = (Duration::from_millis(*ms), *how == Extension::Add);
+                self.change = of.hold.as_ref().map(|hold| Box::new(hold.change(by, adds)));
+                Ask::Extend { lock, token, ms: *ms, how: *how }
+            }
+            Wish::Holder { lock } => Ask::Holder { lock: Arc::clone(lock) },
             Wish::Incr { key, change } => Ask::Incr { key: Arc::clone(key), change: *change },
-            Wish::Update { lock, key, change } => Ask::Update {
+            Wish::Update { lock, key, change, proof } => Ask::Update {
                 lock: Arc::clone(lock),
                 key: Arc::clone(key),
                 change: *change,
-                token: self.client.holdings.token(lock, self.owner),
+                right: match proof {
+                    Some(token) => Right::Held(Arc::clone(token)),
+                    None => self.client.holdings.right(lock, self.owner),
+                },
             },
             Wish::Close => return None,
         };
-        let step = Arc::new(Step::new(ask, self.deadline, self.place, self.caller.clone()));
+        let deadline = if self.endless {
+            Instant::now() + self.client.settings().timeout
+        } else {
+            self.deadline
+        };
+        let step = Arc::new(Step::new(ask, deadline, self.place, self.caller.clone()));
         let put = self.client.combiner.put(Arc::clone(&step));
         self.stage = Stage::Asking(step);
         Some(match put {
-            Ok(()) => Progress::Wait(self.deadline),
+            Ok(()) => Progress::Wait(deadline),
             Err(error) => self.fail(error),
         })
     }
 
-    fn hear(&mut self, reply: Reply) -> Option<Progress> {
-        if let Some(Acquiring { turn: Some(turn), .. }) = self.acquiring.as_deref()
-            && !matches!(reply, Reply::Failed(_))
-        {
-            match reply {
-                Reply::Held { until } => turn.hears(true, until),
-                _ => turn.hears(false, None),
-            }
-        }
-        let outcome = match (&self.wish, reply) {
-            (_, Reply::Failed(error)) => return Some(self.fail(error)),
-            (Wish::Acquire { lock, .. } | Wish::Update { lock, .. }, Reply::Held { until }) => {
-                if let Some(acquiring) = self.acquiring.as_deref_mut() {
-                    acquiring.held = true;
-                }
-                let ear = &self.client.ear;
-                self.waiter.get_or_insert_with(|| Box::new(ear.waiter(lock))).lie_down(until);
-                self.stage = Stage::Sleeping;
-                return None;
-            }
-            (Wish::Acquire { lock, lease }, Reply::Acquired) => {
-                let acquiring = self.acquiring.as_deref_mut()?;
-                // Told so late that the lease may be over: ask for it anew, with the same token. Once:
-                // a lease shorter than a round trip is nobody's for long.
-                if acquiring.asked.elapsed() >= *lease && !acquiring.renewed {
-                    acquiring.renewed = true;
-                    if Instant::now() < self.deadline {
-                        return self.ask();
-                    }
-                    self.undo();
-                    return Some(Progress::Done(Ok(false)));
-                }
-                acquiring.acquired = true;
-                let ends = acquiring.asked + *lease;
-                self.client.holdings.add(lock, self.owner, acquiring.token, ends);
-                Ok(true)
-            }
-            (Wish::Release { lock }, reply @ (Reply::Released | Reply::Foreign)) => {
-                if let Some(Ask::Release { token, .. }) = self.step().map(|step| &step.ask) {
-                    self.client.holdings.remove(lock, token);
-                }
-                self.client.ear.tell(lock);
-                Ok(reply == Reply::Released)
-            }
-            (Wish::Incr { key, change } | Wish::Update { key, change, .. }, reply) => {
-                changed(key, *change, reply)
-            }
-            (_, reply) => Err(unexpected(&reply)),
-        };
-        Some(Progress::Done(outcome))
-    }
-
-    fn fail(&self, error: Error) -> Progress {
-        if let Some(acquiring) = self.acquiring.as_deref() {
-            if matches!(error, Error::OutcomeUnknown(_)) || acquiring.renewed {
-                self.undo();
-            }
-            // The answer to an attempt of the last moment did not make it. What was heard a moment
-            // ago is answer enough.
-            let no_answer = matches!(error, Error::OutcomeUnknown(_) | Error::Unreachable(_));
-            if no_answer && acquiring.held && acquiring.asked + SLICE >= self.patience {
-                return Progress::Done(Ok(false));
-            }
-        }
-        Progress::Done(Err(error))
-    }
-
     fn sleep(&mut self) -> Option<Progress> {
+        let now = Instant::now();
+        let again = self.acquiring.as_deref().and_then(Acquiring::ask_again);
         let waiter = self.waiter.as_mut()?;
-        match waiter.look(Instant::now(), self.patience, &self.caller) {
+        match waiter.look(now, self.patience, &self.caller) {
             Look::Try => self.ask(),
-            Look::Sleep(until) => Some(Progress::Wait(until)),
-            Look::Over => Some(Progress::Done(match &self.wish {
+            Look::Sleep(until) => match again {
+                Some(due) if due <= now => {
+                    waiter.get_up();
+                    self.ask()
+                }
+                due => Some(Progress::Wait(due.map_or(until, |due| due.min(until)))),
+            },
+            Look::Over => Some(match &self.wish {
                 Wish::Update { lock, .. } => {
                     let lock = Arc::clone(lock);
-                    Err(Error::LockTimeout { lock, time_out: self.time_out })
+                    Progress::Done(Err(Error::LockTimeout { lock, time_out: self.time_out }))
                 }
-                _ => Ok(false),
-            })),
+                _ => self.refuse(),
+            }),
         }
     }
 
@@ -370,7 +279,7 @@ impl Call {
         }
         self.client.combiner.disconnect();
         self.client.ear.close();
-        Progress::Done(Ok(true))
+        Progress::Done(Ok(Outcome::Done(true)))
     }
 
     /// Lets go of what the call held while it waited.
@@ -390,18 +299,19 @@ impl Call {
         let mut orphan = None;
         // In a forked child the call is the parent's.
         if self.generation == fork::generation() {
-            let acquiring = self.acquiring.as_deref_mut();
-            let renewed = acquiring.as_ref().is_some_and(|it| it.renewed);
-            let acquired = acquiring.is_some_and(|it| std::mem::take(&mut it.acquired));
             if let Stage::Asking(step) = &self.stage {
                 let under_way = self.client.combiner.leave(step);
                 orphan = match &step.ask {
-                    Ask::Acquire { .. } if under_way || renewed => self.undo(),
-                    Ask::Release { lock, token } => Some(self.release(lock, *token)),
+                    Ask::Acquire { .. } => self.undo(under_way),
+                    ask @ Ask::Release { .. } => Some(self.run_orphan(ask.clone())),
+                    Ask::Extend { .. } => {
+                        self.changed(if under_way { Changed::Unknown } else { Changed::Not });
+                        None
+                    }
                     _ => None,
                 };
-            } else if acquired {
-                orphan = self.undo();
+            } else {
+                orphan = self.undo(false);
             }
         }
         self.finish();
@@ -413,25 +323,35 @@ impl Call {
         self.acquiring = None;
     }
 
-    /// An acquire that may have succeeded, or may yet, must leave no lock that nobody holds.
-    fn undo(&self) -> Option<Arc<Step>> {
-        let (Wish::Acquire { lock, .. }, Some(acquiring)) = (&self.wish, &self.acquiring) else {
-            return None;
-        };
+    /// An acquire that may have succeeded, or may yet, must leave no lock that nobody holds, and no
+    /// place in a queue that nobody waits in.
+    fn undo(&mut self, under_way: bool) -> Option<Arc<Step>> {
+        let Wish::Acquire { lock, .. } = &self.wish else { return None };
+        let acquiring = self.acquiring.as_deref_mut()?;
+        let undoing = acquiring.undo(lock, under_way)?;
         self.client.holdings.remove(lock, &acquiring.token);
-        Some(self.release(lock, acquiring.token))
+        Some(self.run_orphan(undoing))
     }
 
-    /// Gives a lock back for nobody.
-    fn release(&self, lock: &Name, token: Token) -> Arc<Step> {
+    /// So went the change of a lease, if that is what it is about.
+    fn changed(&mut self, how: Changed) {
+        if let (Wish::Extend { of: Acquisition { hold: Some(hold), .. }, .. }, Some(change)) =
+            (&self.wish, self.change.take())
+        {
+            hold.changed(&change, how);
+        }
+    }
+
+    /// Has something given back for nobody.
+    fn run_orphan(&self, ask: Ask) -> Arc<Step> {
         let settings = self.client.settings();
         // No longer than a call without a time-out of its own; then it is for the lease to end it.
         let lease = match &self.wish {
-            Wish::Acquire { lease, .. } => *lease,
+            Wish::Acquire { terms: Terms { lease: Some(lease), .. }, .. } => *lease,
             _ => settings.timeout,
         };
         let until = Instant::now() + lease.min(settings.timeout) + settings.socket_timeout;
-        self.client.combiner.run_orphan(Ask::Release { lock: Arc::clone(lock), token }, until)
+        self.client.combiner.run_orphan(ask, until)
     }
 }
 
@@ -447,21 +367,6 @@ impl Drop for Call {
     }
 }
 
-fn changed(key: &Name, change: i64, reply: Reply) -> Result<bool> {
-    let key = Arc::clone(key);
-    match reply {
-        Reply::Changed => Ok(true),
-        Reply::NoStock => Err(Error::NoInventory { key }),
-        Reply::Insufficient { available } => {
-            Err(Error::InsufficientInventory { key, available, change })
-        }
-        Reply::Invalid { value, reason } => Err(Error::InvalidInventory { key, value, reason }),
-        reply => Err(unexpected(&reply)),
-    }
-}
-
-/// The batch gives each kind of step its own kind of reply; another one would be a bug of ours.
-#[cold]
-fn unexpected(reply: &Reply) -> Error {
-    Error::OutcomeUnknown(format!("the answer is of another kind: {reply:?}"))
+fn release(lock: &Name, token: &Token) -> Ask {
+    Ask::Release { lock: Arc::clone(lock), token: Arc::clone(token), place: None }
 }

@@ -18,6 +18,7 @@ use crate::session::Counts;
 use crate::settings::Settings;
 use crate::turnstile::Turnstile;
 use crate::watch::Ear;
+use crate::wish::Outcome;
 
 /// How long an interrupted acquire waits for its undoing, before it leaves that to a thread.
 const UNDO: Duration = Duration::from_millis(50);
@@ -58,7 +59,7 @@ impl Client {
     }
 
     /// Drives a call of the calling thread to its end, and sleeps in between.
-    pub fn wait(&self, mut call: Call, patrol: &mut Patrol<'_>) -> Result<bool> {
+    pub fn wait(&self, mut call: Call, patrol: &mut Patrol<'_>) -> Result<Outcome> {
         loop {
             let until = match call.advance() {
                 Progress::Wait(until) => until.min(patrol.next()),

@@ -37,6 +37,11 @@ pub enum Error {
         /// How long the caller waited.
         time_out: Duration,
     },
+    /// The lock under which the change was to be made is not held any more; nothing was changed.
+    LockLost {
+        /// The lock's name.
+        lock: Name,
+    },
     /// The server could not be reached, and the call's step was never sent.
     Unreachable(String),
     /// The step was sent, and no answer came in time.

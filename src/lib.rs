@@ -9,10 +9,13 @@ pub mod caller;
 pub mod client;
 pub mod error;
 pub mod fork;
+pub mod hold;
 pub mod mailbox;
 pub mod names;
 pub mod patrol;
+pub mod renewer;
 pub mod settings;
+pub mod wish;
 
 // The way of a step to the server, from outside in.
 mod batch;

@@ -20,7 +20,9 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
+use rustix::event::PollFlags;
 use socket2::{Domain, Socket, Type};
 
 use crate::combine::Combiner;
@@ -67,6 +69,12 @@ impl Mailbox {
     /// What becomes readable when there are tickets to take.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.watched.socket().as_fd()
+    }
+
+    /// For a loop of ours: sleeps until it rings, or until then.
+    pub fn wait(&self, until: Instant) {
+        // A broken pair would ring for ever, and so make its owner look at everything all the time.
+        let _rings_or_over = self.watched.wait(PollFlags::IN, until);
     }
 
     fn left(&self) -> MutexGuard<'_, Left> {
@@ -136,8 +144,6 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::event::PollFlags;
-    use std::time::Instant;
 
     fn rings(mailbox: &Mailbox) -> bool {
         mailbox.watched.wait(PollFlags::IN, Instant::now()).expect("alive")

@@ -12,18 +12,19 @@ const PREFIX: &str = "seckill:";
 /// How many hash slots a cluster has.
 const SLOTS: u16 = 16384;
 
-/// Where a session keeps its record for `name`: a key of its own in the slot of `name`.
+/// A key that stands beside `name`, in its slot: a session's record (`what` is the session's id), a
+/// lock's fence, a queue ... `what` holds no colon.
 ///
-/// `seckill:{tag}:<session>:<name>`, where `tag` hashes as `name` does.
+/// `seckill:{tag}:<what>:<name>`, where `tag` hashes as `name` does.
 #[must_use]
-pub fn record_key(session: &str, name: &[u8]) -> Vec<u8> {
+pub fn side_key(what: &str, name: &[u8]) -> Vec<u8> {
     let tag = hash_tag(name);
-    let mut key = Vec::with_capacity(PREFIX.len() + tag.len() + session.len() + name.len() + 4);
+    let mut key = Vec::with_capacity(PREFIX.len() + tag.len() + what.len() + name.len() + 4);
     key.extend_from_slice(PREFIX.as_bytes());
     key.push(b'{');
     key.extend_from_slice(&tag);
     key.extend_from_slice(b"}:");
-    key.extend_from_slice(session.as_bytes());
+    key.extend_from_slice(what.as_bytes());
     key.push(b':');
     key.extend_from_slice(name);
     key
@@ -71,6 +72,12 @@ pub fn slot(name: &[u8]) -> u16 {
     crc16::State::<crc16::XMODEM>::calculate(own_tag(name).unwrap_or(name)) % SLOTS
 }
 
+/// The key that whoever comes next in a queue for `lock` watches.
+#[must_use]
+pub fn place_key(id: &[u8; 32], lock: &[u8]) -> Vec<u8> {
+    side_key(&format!("place-{}", String::from_utf8_lossy(id)), lock)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,9 +94,9 @@ mod tests {
     }
 
     #[test]
-    fn a_record_shows_the_name_it_belongs_to() {
-        assert_eq!(record_key("id", b"stock"), b"seckill:{stock}:id:stock");
-        assert_eq!(record_key("id", b"{sale}:7"), b"seckill:{sale}:id:{sale}:7");
+    fn a_side_key_shows_the_name_it_belongs_to() {
+        assert_eq!(side_key("id", b"stock"), b"seckill:{stock}:id:stock");
+        assert_eq!(side_key("id", b"{sale}:7"), b"seckill:{sale}:id:{sale}:7");
     }
 
     #[test]
@@ -104,14 +111,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_record_lives_in_the_slot_of_its_name(name in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), any::<u8>()], 1..20)) {
-            prop_assert_eq!(slot(&record_key("00112233", &name)), slot(&name));
+        fn a_side_key_lives_in_the_slot_of_its_name(name in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), any::<u8>()], 1..20)) {
+            prop_assert_eq!(slot(&side_key("00112233", &name)), slot(&name));
         }
 
         #[test]
-        fn names_never_share_a_record(a in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), Just(b':'), Just(b'a')], 1..6),
+        fn names_never_share_a_side_key(a in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), Just(b':'), Just(b'a')], 1..6),
                                       b in proptest::collection::vec(prop_oneof![Just(b'{'), Just(b'}'), Just(b':'), Just(b'a')], 1..6)) {
-            prop_assert_eq!(a == b, record_key("0123", &a) == record_key("0123", &b));
+            prop_assert_eq!(a == b, side_key("0123", &a) == side_key("0123", &b));
         }
     }
 }

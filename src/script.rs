@@ -11,6 +11,10 @@ pub enum Script {
     Acquire,
     /// `scripts/release.lua`
     Release,
+    /// `scripts/extend.lua`
+    Extend,
+    /// `scripts/holder.lua`
+    Holder,
 }
 
 /// A script's text and the name under which the server remembers it.
@@ -37,15 +41,17 @@ pub fn prepare() {
 impl Script {
     /// Text and hash of the script.
     pub fn source(self) -> &'static Source {
-        static SOURCES: OnceLock<[Source; 3]> = OnceLock::new();
-        let [stock, acquire, release] = SOURCES.get_or_init(|| {
-            [with_session!("stock.lua"), with_session!("acquire.lua"), with_session!("release.lua")]
-                .map(|text| Source { text, hash: redis::Script::new(text).get_hash().to_owned() })
+        static SOURCES: OnceLock<[Source; 5]> = OnceLock::new();
+        let sources = SOURCES.get_or_init(|| {
+            [
+                with_session!("stock.lua"),
+                with_session!("acquire.lua"),
+                with_session!("release.lua"),
+                with_session!("extend.lua"),
+                with_session!("holder.lua"),
+            ]
+            .map(|text| Source { text, hash: redis::Script::new(text).get_hash().to_owned() })
         });
-        match self {
-            Self::Stock => stock,
-            Self::Acquire => acquire,
-            Self::Release => release,
-        }
+        &sources[self as usize]
     }
 }

@@ -8,13 +8,17 @@ use std::time::{Duration, Instant};
 
 use redis::ServerError;
 
+use crate::clock::ServerClock;
 use crate::error::{Error, is_passing};
-use crate::names::record_key;
+use crate::names::{place_key, side_key};
 use crate::script::Script;
-use crate::step::{Ask, Reply, Step};
+use crate::step::{Ask, Extension, Reply, Right, Step};
 
 /// How long a record lives after its batch: more than anybody asks for it.
 pub const RECORD_LIFE: Duration = Duration::from_mins(10);
+
+/// How long a place in a queue for a lock lives, if its owner does not ask again.
+pub const PLACE_LIFE: Duration = Duration::from_secs(3);
 
 /// How many runs one call may have, so that a server is never busy with it for long.
 pub const MOST_RUNS: usize = 1024;
@@ -56,6 +60,8 @@ impl ScriptCall {
             Ask::Update { .. } | Ask::Incr { .. } => Script::Stock,
             Ask::Acquire { .. } => Script::Acquire,
             Ask::Release { .. } => Script::Release,
+            Ask::Extend { .. } => Script::Extend,
+            Ask::Holder { .. } => Script::Holder,
         };
         let runs = change_of(&step.ask).map(|change| (change, 1)).into_iter().collect();
         Self { script, steps: vec![step], runs, full: false, spell_out: false, answered: false }
@@ -101,13 +107,20 @@ impl ScriptCall {
     }
 
     /// Packs the call as a command.
-    pub fn pack(&self, batch: &[u8], deadline: &[u8], session: &str, out: &mut Vec<u8>) {
+    pub fn pack(
+        &self,
+        batch: &[u8],
+        deadline: &[u8],
+        session: &str,
+        clock: &ServerClock,
+        out: &mut Vec<u8>,
+    ) {
         let source = self.script.source();
         let life = RECORD_LIFE.as_millis().to_string();
         let mut command = redis::cmd(if self.spell_out { "EVAL" } else { "EVALSHA" });
         command.arg(if self.spell_out { source.text } else { &source.hash });
         let ask = &self.steps[0].ask;
-        let record = record_key(session, ask.recorded_under());
+        let record = side_key(session, ask.recorded_under());
         let mut keys = |names: &[&[u8]]| {
             command.arg(names.len() + 1).arg(&record);
             for name in names {
@@ -116,22 +129,53 @@ impl ScriptCall {
             command.arg(batch).arg(deadline).arg(&life);
         };
         match ask {
-            Ask::Update { lock, key, token, .. } => {
+            Ask::Update { lock, key, right, .. } => {
                 keys(&[key, lock]);
-                command.arg(token.as_ref().map_or(&b""[..], |token| &token[..]));
+                match right {
+                    Right::Free => command.arg("").arg(""),
+                    Right::Own(token) => command.arg(&token[..]).arg(""),
+                    Right::Held(token) => command.arg(&token[..]).arg("1"),
+                };
             }
             Ask::Incr { key, .. } => {
                 keys(&[key]);
-                command.arg("");
+                command.arg("").arg("");
             }
-            Ask::Acquire { lock, token, lease } => {
+            Ask::Acquire { lock, token, lease, again, fenced, place } => {
+                let side = place.map(|place| {
+                    [side_key("queue", lock), side_key("lives", lock), place_key(&place.id, lock)]
+                });
+                let fence = fenced.then(|| side_key("fence", lock));
+                let mut names: Vec<&[u8]> = vec![lock];
+                names.extend(side.iter().flatten().map(Vec::as_slice));
+                names.extend(fence.as_deref());
+                keys(&names);
+                command.arg(&token[..]).arg(lease.map_or_else(String::new, |ms| ms.to_string()));
+                command.arg(if *again { "1" } else { "" }).arg(if *fenced { "1" } else { "" });
+                if let Some(place) = place {
+                    let life = if place.waits { PLACE_LIFE.as_millis() } else { 0 };
+                    command.arg(&place.id[..]).arg(clock.at(place.arrived)).arg(life.to_string());
+                    command.arg(if place.fair { "1" } else { "" });
+                }
+            }
+            Ask::Release { lock, token, place } => {
+                if let Some(id) = place {
+                    let (queue, lives) = (side_key("queue", lock), side_key("lives", lock));
+                    keys(&[lock, &queue, &lives, &place_key(id, lock)]);
+                } else {
+                    keys(&[lock]);
+                }
+                command.arg(&token[..]).arg(place.as_ref().map_or(&b""[..], |id| &id[..]));
+            }
+            Ask::Extend { lock, token, ms, how } => {
                 keys(&[lock]);
-                command.arg(&token[..]).arg(*lease);
+                command.arg(&token[..]).arg(*ms).arg(match how {
+                    Extension::Add => "add",
+                    Extension::Replace => "replace",
+                    Extension::Reset => "reset",
+                });
             }
-            Ask::Release { lock, token } => {
-                keys(&[lock]);
-                command.arg(&token[..]);
-            }
+            Ask::Holder { lock } => keys(&[lock]),
         }
         for (change, count) in &self.runs {
             command.arg(*change).arg(*count);
@@ -157,9 +201,9 @@ impl ScriptCall {
 fn asks_the_same(one: &Ask, other: &Ask) -> bool {
     match (one, other) {
         (
-            Ask::Update { lock, key, token, .. },
-            Ask::Update { lock: other_lock, key: other_key, token: other_token, .. },
-        ) => key == other_key && lock == other_lock && token == other_token,
+            Ask::Update { lock, key, right, .. },
+            Ask::Update { lock: other_lock, key: other_key, right: other_right, .. },
+        ) => key == other_key && lock == other_lock && right == other_right,
         (Ask::Incr { key, .. }, Ask::Incr { key: other_key, .. }) => key == other_key,
         _ => false,
     }
@@ -168,7 +212,7 @@ fn asks_the_same(one: &Ask, other: &Ask) -> bool {
 fn change_of(ask: &Ask) -> Option<i64> {
     match ask {
         Ask::Update { change, .. } | Ask::Incr { change, .. } => Some(*change),
-        Ask::Acquire { .. } | Ask::Release { .. } => None,
+        _ => None,
     }
 }
 
@@ -196,9 +240,31 @@ impl ScriptCall {
                     left.and_then(|left| received.checked_add(left + Duration::from_millis(1)));
                 Reply::Held { until }
             }
-            (b'A', Script::Acquire) => Reply::Acquired,
+            (b'X', Script::Stock) => Reply::Lost,
+            (b'Q', Script::Acquire) => {
+                let mut parts = rest.splitn(2, |&byte| byte == b' ');
+                let life = parts.next().and_then(parse).map(Duration::from_millis);
+                let behind = parts.next().and_then(|id| id.try_into().ok());
+                let (Some(life), Some(behind)) = (life, behind) else { return false };
+                let Some(until) = received.checked_add(life + Duration::from_millis(1)) else {
+                    return false;
+                };
+                Reply::Queued { behind, until }
+            }
+            (b'A', Script::Acquire) if rest.is_empty() => Reply::Acquired { fence: 0 },
+            (b'A', Script::Acquire) => {
+                let Some(fence) = parse(rest) else { return false };
+                Reply::Acquired { fence }
+            }
+            (b'E', Script::Extend) => {
+                let Some(ms) = parse(rest) else { return false };
+                Reply::Extended(Duration::from_millis(ms))
+            }
+            (b'T', Script::Holder) => Reply::Holder(Some(rest.into())),
+            (b'W', Script::Holder) => Reply::Holder(Some([].into())),
+            (b'N', Script::Holder) => Reply::Holder(None),
             (b'R', Script::Release) => Reply::Released,
-            (b'F', Script::Release) => Reply::Foreign,
+            (b'F', Script::Release | Script::Extend) => Reply::Foreign,
             _ => return false,
         };
         self.finish(&reply);

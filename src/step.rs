@@ -1,20 +1,20 @@
 //! A step: one thing that one caller wants the server to do, and the place where its reply arrives.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
 use crate::error::Error;
 use crate::names::Name;
 
-/// A lock's owner's proof: 128 random bits, in hexadecimal.
-pub type Token = [u8; 32];
+/// A lock's owner's proof: 128 random bits, in hexadecimal, or what the owner has chosen.
+pub type Token = Arc<[u8]>;
 
 /// What the server is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
-    /// Change a stock, not below zero, if the lock is free or held with `token`.
+    /// Change a stock, not below zero.
     Update {
         /// The lock's name.
         lock: Name,
@@ -22,8 +22,8 @@ pub enum Ask {
         key: Name,
         /// What to add.
         change: i64,
-        /// The token with which the caller holds the lock.
-        token: Option<Token>,
+        /// With what the caller may.
+        right: Right,
     },
     /// Change a stock with no floor, and create it if need be.
     Incr {
@@ -38,8 +38,14 @@ pub enum Ask {
         lock: Name,
         /// The token to leave there.
         token: Token,
-        /// The lease, in milliseconds.
-        lease: u64,
+        /// The lease, in milliseconds; for ever without.
+        lease: Option<u64>,
+        /// The token may hold the lock already.
+        again: bool,
+        /// A fence is wanted.
+        fenced: bool,
+        /// The place in the queue of all processes.
+        place: Option<QueuePlace>,
     },
     /// Give a lock back.
     Release {
@@ -47,7 +53,63 @@ pub enum Ask {
         lock: Name,
         /// The token that shall be there.
         token: Token,
+        /// The place to give up, too.
+        place: Option<PlaceId>,
     },
+    /// Set how much longer the token holds a lock.
+    Extend {
+        /// The lock's name.
+        lock: Name,
+        /// The token that shall be there.
+        token: Token,
+        /// Milliseconds.
+        ms: u64,
+        /// What they are.
+        how: Extension,
+    },
+    /// Look who holds a lock.
+    Holder {
+        /// The lock's name.
+        lock: Name,
+    },
+}
+
+/// With what right a caller changes a stock that a lock guards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Right {
+    /// The lock is free.
+    Free,
+    /// The lock is free, or held with this token.
+    Own(Token),
+    /// The lock is held with this token, and no other right will do.
+    Held(Token),
+}
+
+/// Who one is in the queue of all processes: 128 random bits.
+pub type PlaceId = [u8; 32];
+
+/// A place in the queue of all processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueuePlace {
+    /// Whose it is.
+    pub id: PlaceId,
+    /// When its owner came.
+    pub arrived: Instant,
+    /// Whether to wait there, if the lock is not to be had.
+    pub waits: bool,
+    /// Whether to overtake nobody, although the lock is free.
+    pub fair: bool,
+}
+
+/// What becomes of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    /// So much longer than now.
+    Add,
+    /// So long from now on.
+    Replace,
+    /// The same, also for a lock that has no lease.
+    Reset,
 }
 
 impl Ask {
@@ -55,7 +117,10 @@ impl Ask {
     pub fn recorded_under(&self) -> &Name {
         match self {
             Self::Update { key, .. } | Self::Incr { key, .. } => key,
-            Self::Acquire { lock, .. } | Self::Release { lock, .. } => lock,
+            Self::Acquire { lock, .. }
+            | Self::Release { lock, .. }
+            | Self::Extend { lock, .. }
+            | Self::Holder { lock } => lock,
         }
     }
 }
@@ -84,8 +149,24 @@ pub enum Reply {
         /// When its lease ends, if it has one.
         until: Option<Instant>,
     },
-    /// The lock is the caller's.
-    Acquired,
+    /// Somebody else is before the caller in the queue.
+    Queued {
+        /// Who that is.
+        behind: PlaceId,
+        /// When that place is void, if it is not renewed.
+        until: Instant,
+    },
+    /// The lock is the caller's, with this fence, if one was wanted.
+    Acquired {
+        /// 0 without.
+        fence: u64,
+    },
+    /// The lease ends so long after the server has said so.
+    Extended(Duration),
+    /// This token holds the lock, or nobody.
+    Holder(Option<Token>),
+    /// The lock is not held by the token that must.
+    Lost,
     /// The lock was given back.
     Released,
     /// The lock was not the token's.

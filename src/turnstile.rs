@@ -5,6 +5,9 @@
 //!
 //! A thread asks when it is its turn. A task does so when its loop runs, and somebody may block the loop,
 //! or have stopped it: so the second looks after the first, and asks past one who seems unable to.
+//!
+//! Who queues among all processes, too (`fair`), takes a place there as soon as he is second: else he
+//! would be unknown there in the moment in which the first takes the lock and gives it back.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,6 +64,7 @@ pub struct Place {
     turnstile: Arc<Turnstile>,
     lock: Name,
     number: u64,
+    fair: bool,
     generation: u64,
 }
 
@@ -82,7 +86,7 @@ impl Turnstile {
 
     /// Takes the last place in the queue for a name. None for a thread that is in the queue already:
     /// a signal handler in the middle of its own thread's wait would wait for itself.
-    pub fn join(self: &Arc<Self>, lock: &Name, caller: &Caller) -> Option<Place> {
+    pub fn join(self: &Arc<Self>, lock: &Name, caller: &Caller, fair: bool) -> Option<Place> {
         let mut queues = self.queues();
         let number = queues.next;
         queues.next += 1;
@@ -92,7 +96,8 @@ impl Turnstile {
         }
         queue.waiting.insert(number, caller.clone());
         let generation = fork::generation();
-        Some(Place { turnstile: Arc::clone(self), lock: Name::clone(lock), number, generation })
+        let (turnstile, lock) = (Arc::clone(self), Name::clone(lock));
+        Some(Place { turnstile, lock, number, fair, generation })
     }
 }
 
@@ -115,7 +120,7 @@ impl Place {
         let stuck = || self.look(|queue| queue.is_stuck(told, now)) == Some(true);
         match self.before() {
             0 => Standing::Turn,
-            1 if stuck() => Standing::Turn,
+            1 if self.fair || stuck() => Standing::Turn,
             1 => Standing::Wait(last_look.min(now + LOOK)),
             _ => Standing::Wait(last_look),
         }
@@ -199,7 +204,7 @@ mod tests {
     #[test]
     fn a_queue_serves_in_order_of_arrival_and_forgets_who_left() {
         let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
-        let join = || turnstile.join(&lock, &Caller::Nobody).expect("a place");
+        let join = || turnstile.join(&lock, &Caller::Nobody, false).expect("a place");
         let (first, second, third) = (join(), join(), join());
         assert!(first.is_first() && !second.is_first() && !third.is_first());
         drop(second);
@@ -210,18 +215,29 @@ mod tests {
     }
 
     #[test]
+    fn the_second_of_those_who_queue_among_all_processes_asks_for_his_place_there() {
+        let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
+        let join = || turnstile.join(&lock, &Caller::Nobody, true).expect("a place");
+        let (first, second, third) = (join(), join(), join());
+        let (now, end) = (Instant::now(), Instant::now() + Duration::from_mins(1));
+        assert_eq!(first.standing(now, end, None), Standing::Turn);
+        assert_eq!(second.standing(now, end, None), Standing::Turn);
+        assert!(matches!(third.standing(now, end, None), Standing::Wait(_)));
+    }
+
+    #[test]
     fn a_thread_does_not_queue_behind_itself() {
         let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
         let me = Caller::this_thread();
-        let _mine = turnstile.join(&lock, &me);
-        assert!(turnstile.join(&lock, &me).is_none());
-        assert!(turnstile.join(&name("another"), &me).is_some());
+        let _mine = turnstile.join(&lock, &me, false);
+        assert!(turnstile.join(&lock, &me, false).is_none());
+        assert!(turnstile.join(&name("another"), &me, false).is_some());
     }
 
     #[test]
     fn nobody_believes_the_word_of_one_who_does_not_react() {
         let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
-        let join = || turnstile.join(&lock, &Caller::Nobody).expect("a place");
+        let join = || turnstile.join(&lock, &Caller::Nobody, false).expect("a place");
         let (first, second) = (join(), join());
         first.asks();
         let asked = Instant::now();

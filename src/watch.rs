@@ -188,6 +188,11 @@ pub enum Look {
 }
 
 impl Waiter {
+    /// What it waits for.
+    pub fn name(&self) -> &Name {
+        &self.lock
+    }
+
     /// After a failed attempt, which said when the holder's lease ends: begins to sleep.
     pub fn lie_down(&mut self, held_until: Option<Instant>) {
         self.known.get_or_insert_with(|| {
@@ -253,7 +258,7 @@ impl Waiter {
     }
 
     /// Leaves the sleepers, and knows the news so far.
-    fn get_up(&mut self) {
+    pub fn get_up(&mut self) {
         let Some(nap) = self.nap.take() else { return };
         let mut board = self.ear.board();
         let watch = board.watches.get_mut(&self.lock);

@@ -1,6 +1,7 @@
-"""Flash sales on Redis or Valkey that never oversell: four drop-in functions over a Rust core.
+"""Flash sales on Redis or Valkey that never oversell: four drop-in functions and a lock.
 
-Their asyncio twins are in `seckill.aio`.
+A Rust core does the work. The asyncio twins are in `seckill.aio`; `seckill.compat` has modules to
+import instead of redis-py's.
 """
 
 from seckill._client import Client, configure
@@ -12,12 +13,16 @@ from seckill._exceptions import (
     InsufficientInventory,
     InvalidInventory,
     InventoryError,
+    LockError,
+    LockLostError,
+    LockNotOwnedError,
     LockTimeout,
     NoInventory,
     OutcomeUnknown,
     SeckillError,
     ServerError,
 )
+from seckill._lock import Lock
 
 __version__: str
 
@@ -28,6 +33,10 @@ __all__ = [
     "InsufficientInventory",
     "InvalidInventory",
     "InventoryError",
+    "Lock",
+    "LockError",
+    "LockLostError",
+    "LockNotOwnedError",
     "LockTimeout",
     "NoInventory",
     "OutcomeUnknown",

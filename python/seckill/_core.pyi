@@ -1,19 +1,22 @@
 """The native module: the Rust core's edge to Python. Docstrings stand in the Rust code."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import SupportsIndex, TypeAlias
+from typing import Protocol, SupportsIndex, TypeAlias, final
 
 from typing_extensions import Self, disjoint_base
 
 __all__ = [
     "CoreClient",
+    "CoreLock",
+    "Held",
     "acquire_lock",
     "begin_acquire_lock",
     "begin_close",
     "begin_incr_inventory",
     "begin_release_lock",
     "begin_update_inventory",
+    "generation",
     "get_default",
     "incr_inventory",
     "release_lock",
@@ -26,13 +29,16 @@ _Name: TypeAlias = str | bytes | bytearray | memoryview | int | float
 _Change: TypeAlias = SupportsIndex
 _Milliseconds: TypeAlias = float | timedelta
 
+class _Lock(Protocol):
+    def _proof(self) -> tuple[bytes, bytes]: ...
+
 def acquire_lock(
     lockname: _Name, acquire_time: _Milliseconds = 5000, time_out: _Milliseconds = 10000
 ) -> bool: ...
 def release_lock(lockname: _Name) -> None: ...
 def incr_inventory(key: _Name, change_num: _Change = 1) -> None: ...
 def update_inventory(
-    lockname: _Name,
+    lockname: _Name | _Lock,
     key: _Name,
     change_num: _Change = 1,
     acquire_time: _Milliseconds = 5000,
@@ -63,7 +69,7 @@ class CoreClient:
     def incr_inventory(self, key: _Name, change_num: _Change = 1) -> None: ...
     def update_inventory(
         self,
-        lockname: _Name,
+        lockname: _Name | _Lock,
         key: _Name,
         change_num: _Change = 1,
         acquire_time: _Milliseconds = 5000,
@@ -73,6 +79,53 @@ class CoreClient:
     def statistics(self) -> dict[str, int]: ...
     def settings(self) -> dict[str, object]: ...
 
+@final
+class Held:
+    @property
+    def token(self) -> bytes: ...
+    @property
+    def fence(self) -> int: ...
+    @property
+    def lost(self) -> bool: ...
+    def remaining(self) -> float: ...
+
+@final
+class CoreLock:
+    def __new__(cls, client: CoreClient | None, name: _Name, /) -> Self: ...
+    @property
+    def name(self) -> bytes: ...
+    def acquire(
+        self,
+        token: bytes | None,
+        lease: int | None,
+        wait: float | None,
+        fair: bool = False,
+        renew: bool = False,
+        max_hold: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Held | None: ...
+    def release(self, token: bytes, held: Held | None = None) -> bool: ...
+    def extend(self, token: bytes, ms: int, how: str, held: Held | None = None) -> bool: ...
+    def holder(self) -> bytes | None: ...
+    def begin_acquire(
+        self,
+        token: bytes | None,
+        lease: int | None,
+        wait: float | None,
+        fair: bool = False,
+        renew: bool = False,
+        max_hold: float | None = None,
+        on_lost: Callable[[], object] | None = None,
+        task: object | None = None,
+    ) -> Awaitable[Held | None]: ...
+    def begin_release(self, token: bytes, held: Held | None = None) -> Awaitable[bool]: ...
+    def begin_extend(
+        self, token: bytes, ms: int, how: str, held: Held | None = None
+    ) -> Awaitable[bool]: ...
+    def begin_holder(self) -> Awaitable[bytes | None]: ...
+    def statistics(self) -> dict[str, float]: ...
+
+def generation() -> int: ...
 def set_default(client: CoreClient | None) -> None: ...
 def get_default() -> CoreClient: ...
 def begin_acquire_lock(
@@ -87,7 +140,7 @@ def begin_incr_inventory(
 ) -> Awaitable[None]: ...
 def begin_update_inventory(
     client: CoreClient | None,
-    lockname: _Name,
+    lockname: _Name | _Lock,
     key: _Name,
     change_num: _Change,
     acquire_time: _Milliseconds,

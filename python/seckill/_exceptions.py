@@ -6,6 +6,9 @@
     │   ├─ InsufficientInventory      fewer units left than asked for     str: 库存不足
     │   └─ InvalidInventory           what is stored is no stock, or would overflow
     ├─ LockTimeout                (a TimeoutError) another held the lock for too long
+    ├─ LockError                  (a ValueError) the lock was not free in time, or is not held here
+    │   └─ LockNotOwnedError          the lock is another's, or nobody's
+    │       └─ LockLostError              though it was acquired here, and not released
     ├─ ConnectionError            (a builtin ConnectionError) server gone, refused, too slow
     │   ├─ OutcomeUnknown             may have been applied, will not be applied any more
     │   └─ AuthenticationError        wrong user name or password
@@ -13,11 +16,12 @@
 
 All of them survive `pickle`: they cross process pools and task queues.
 
-Code that was written for redis-py catches redis-py's exceptions. Where redis-py is loaded, the
-last four are therefore raised as *twins*: the same class once more, with redis-py's one as a second
-base. A twin carries its class's name and is caught by both `except` clauses. redis-py is never
-imported for this (that takes longer than all of seckill's import), only looked up among the loaded
-modules; and never a base of the plain classes, so that a pickled exception can be read without it.
+Code that was written for redis-py catches redis-py's exceptions. Where redis-py is loaded, those
+from LockError on are therefore raised as *twins*: the same class once more, with redis-py's one as
+a second base. A twin carries its class's name and is caught by both `except` clauses. redis-py is
+never imported for this (that takes longer than all of seckill's import), only looked up among the
+loaded modules; and never a base of the plain classes, so that a pickled exception can be read
+without it.
 """
 
 from __future__ import annotations
@@ -40,6 +44,11 @@ class SeckillError(Exception):
     """
 
     _redis_name: ClassVar[str | None] = None  # the exception of redis-py that a twin is as well
+
+    def __init__(self, *args: object) -> None:
+        # Past redis-py's constructors, which would be next in a twin: what they set on the object
+        # would be pickled with it.
+        Exception.__init__(self, *args)
 
     def _arguments(self) -> tuple[object, ...]:
         """What the constructor was given: all that pickle, copy and repr need."""
@@ -161,6 +170,78 @@ class LockTimeout(SeckillError, TimeoutError):
         return (self.lock_name, self.time_out)
 
 
+class LockError(SeckillError, ValueError):
+    """A `Lock` was not free in time, or was asked for what only its holder can do.
+
+    Where redis-py is loaded it is a `redis.exceptions.LockError` as well.
+
+    Attributes:
+        message: what is wrong, in words.
+        lock_name: name of the lock, as the lock was given it; None where it is not known.
+
+    Examples:
+        >>> import seckill
+        >>> try:
+        ...     seckill.Lock(None, "lockname").release()
+        ... except seckill.LockError as refusal:
+        ...     refusal.lock_name
+        'lockname'
+    """
+
+    _redis_name = "LockError"
+
+    def __init__(self, message: str = "", lock_name: str | bytes | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.lock_name = lock_name
+
+    def _arguments(self) -> tuple[object, ...]:
+        return (self.message, self.lock_name)
+
+
+class LockNotOwnedError(LockError):
+    """The lock is another's, or nobody's; nothing was changed.
+
+    Where redis-py is loaded it is a `redis.exceptions.LockNotOwnedError` as well.
+
+    Attributes:
+        message: what is wrong, in words.
+        lock_name: name of the lock, as the lock was given it; None where it is not known.
+
+    Examples:
+        >>> LockNotOwnedError("it is another's", "lockname").lock_name
+        'lockname'
+    """
+
+    _redis_name = "LockNotOwnedError"
+
+
+class LockLostError(LockNotOwnedError):
+    """The lock was acquired here and is not held any more, though it was not released.
+
+    Its lease has ended, or somebody took the key away; nothing was changed. Where redis-py is
+    loaded it is a `redis.exceptions.LockNotOwnedError` as well.
+
+    Attributes:
+        message: what is wrong, in words.
+        lock_name: name of the lock, as the lock was given it; None where it is not known.
+
+    Examples:
+        >>> import seckill
+        >>> with seckill.embedded() as server, server.client() as client:
+        ...     lock = seckill.Lock(client, "lockname", timeout=5)
+        ...     held = lock.acquire()
+        ...     thief = seckill.Lock(client, "lockname")
+        ...     thief.local.token = lock.local.token
+        ...     thief.release()
+        ...     try:
+        ...         lock.release()
+        ...     except seckill.LockLostError as loss:
+        ...         loss.lock_name
+        'lockname'
+    """
+
+
 class ConnectionError(SeckillError, builtins.ConnectionError):
     """The server cannot be reached, or does not answer in time.
 
@@ -263,6 +344,9 @@ _TREE: dict[str, type[SeckillError]] = {
         InsufficientInventory,
         InvalidInventory,
         LockTimeout,
+        LockError,
+        LockNotOwnedError,
+        LockLostError,
         ConnectionError,
         OutcomeUnknown,
         AuthenticationError,
@@ -294,18 +378,34 @@ def make(kind: str, *arguments: object) -> SeckillError:
     return _rebuild(_TREE[kind], *arguments)
 
 
+def caught(cls: type[SeckillError]) -> tuple[type[Exception], ...]:
+    """What an except clause names to catch `cls`, and redis-py's own where that is loaded.
+
+    For what a user's code raises that is called by ours.
+
+    Args:
+        cls: a class of this file.
+
+    Returns:
+        One class, or two.
+
+    Examples:
+        >>> LockError in caught(LockError)
+        True
+    """
+    theirs = _theirs(cls)
+    return (cls,) if theirs is None else (cls, theirs)
+
+
 def _rebuild(cls: type[SeckillError], /, *arguments: object) -> SeckillError:
     return _raisable(cls)(*arguments)
 
 
 def _raisable(cls: type[SeckillError]) -> type[SeckillError]:
     """The class itself, or its twin where redis-py is loaded."""
-    if cls._redis_name is None or _TREE.get(cls.__name__) is not cls:
+    theirs = _theirs(cls)
+    if theirs is None or _TREE.get(cls.__name__) is not cls:
         return cls  # also a user's own subclass
-    # The default is for another thread that is importing redis-py right now.
-    theirs = getattr(sys.modules.get("redis.exceptions"), cls._redis_name, None)
-    if theirs is None:
-        return cls
     twin = _twins.get((cls, theirs))
     if twin is None:
         # redis-py's constructors only set constants. On the class these serve all the same, and
@@ -314,3 +414,11 @@ def _raisable(cls: type[SeckillError]) -> type[SeckillError]:
         body = {**constants, "__module__": cls.__module__, "__doc__": cls.__doc__, "_plain": cls}
         twin = _twins.setdefault((cls, theirs), type(cls.__name__, (cls, theirs), body))
     return twin
+
+
+def _theirs(cls: type[SeckillError]) -> type[Exception] | None:
+    """The exception of redis-py that means the same, where redis-py is loaded."""
+    if cls._redis_name is None:
+        return None
+    # The default is for another thread that is importing redis-py right now.
+    return getattr(sys.modules.get("redis.exceptions"), cls._redis_name, None)

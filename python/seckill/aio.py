@@ -1,4 +1,4 @@
-"""The four functions for asyncio: awaited, and otherwise as those of `seckill`.
+"""The four functions and the lock for asyncio: awaited, and otherwise as those of `seckill`.
 
 All tasks that ask in the same moment share one round trip, with the threads of the process, too.
 Needs a running asyncio event loop: the standard one, uvloop, or anyio on asyncio; not trio.
@@ -8,27 +8,24 @@ The docstrings are those of `seckill`, with examples that await.
 
 from __future__ import annotations
 
-import re
-
 from seckill import _client, _core
+from seckill._aio_lock import Lock
 from seckill._settings import resolve
+from seckill._twins import twin_of as _twin_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from contextvars import Context
-    from types import TracebackType
-    from typing import Any, TypeVar
 
     from typing_extensions import Self, Unpack
 
-    from seckill._core import _Change, _Milliseconds, _Name
+    from seckill._core import _Change, _Lock, _Milliseconds, _Name
     from seckill._settings import Options, RedisLike
-
-    Twin = TypeVar("Twin", bound=Callable[..., Any])
 
 __all__ = [
     "Client",
+    "Lock",
     "acquire_lock",
     "configure",
     "incr_inventory",
@@ -36,30 +33,11 @@ __all__ = [
     "update_inventory",
 ]
 
-_AWAITED = re.compile(
-    r"\b(seckill|seckill\.Client\(\)|client)"
-    r"\.(acquire_lock|release_lock|incr_inventory|update_inventory|close)\("
-)
-
 
 def _wake(tasks: Iterable[tuple[Context, Callable[[object], None], object]]) -> None:
     """Wake the tasks whose calls are over; the loop's callback."""
     for context, step, future in tasks:
         context.run(step, future)
-
-
-def _twin_of(sync: object) -> Callable[[Twin], Twin]:
-    """Give a function, method or class the docstring of its sync twin."""
-    words, heading, examples = (sync.__doc__ or "").partition("Examples:")
-    examples = _AWAITED.sub(r"await \1.\2(", examples)
-    examples = examples.replace("with seckill.Client(", "async with seckill.Client(")
-    examples = re.sub(r"\bseckill(?!\.(embedded|[A-Z]\w+ as\b))", "seckill.aio", examples)
-
-    def document(twin: Twin) -> Twin:
-        twin.__doc__ = words + heading + examples
-        return twin
-
-    return document
 
 
 @_twin_of(_core.acquire_lock)
@@ -81,7 +59,7 @@ async def incr_inventory(key: _Name, change_num: _Change = 1) -> None:
 
 @_twin_of(_core.update_inventory)
 async def update_inventory(
-    lockname: _Name,
+    lockname: _Name | _Lock,
     key: _Name,
     change_num: _Change = 1,
     acquire_time: _Milliseconds = 5000,
@@ -114,7 +92,7 @@ class Client:
     @_twin_of(_core.CoreClient.update_inventory)
     async def update_inventory(
         self,
-        lockname: _Name,
+        lockname: _Name | _Lock,
         key: _Name,
         change_num: _Change = 1,
         acquire_time: _Milliseconds = 5000,
@@ -141,12 +119,7 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __await__(self) -> Generator[None, None, Self]:

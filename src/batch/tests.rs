@@ -7,15 +7,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::caller::Caller;
 use crate::script_call::{MOST_RUNS, cause, refusal};
-use crate::step::Ask;
+use crate::step::{Ask, Extension, Right};
 
 fn name(text: &str) -> Name {
     Name::from(text.as_bytes())
 }
 
-fn update(key: &str, change: i64, token: Option<[u8; 32]>) -> Arc<Step> {
-    let ask = Ask::Update { lock: name("lock"), key: name(key), change, token };
-    step(ask)
+fn update(key: &str, change: i64, right: Right) -> Arc<Step> {
+    step(Ask::Update { lock: name("lock"), key: name(key), change, right })
 }
 
 fn step(ask: Ask) -> Arc<Step> {
@@ -59,7 +58,7 @@ proptest! {
         stock in prop_oneof![-5i64..30, Just(i64::MAX), Just(i64::MIN), any::<i64>()],
         changes in proptest::collection::vec(prop_oneof![Just(-1i64), -3i64..4, any::<i64>()], 1..40),
     ) {
-        let steps: Vec<_> = changes.iter().map(|&change| update("stock", change, None)).collect();
+        let steps: Vec<_> = changes.iter().map(|&change| update("stock", change, Right::Free)).collect();
         let mut queue: VecDeque<_> = steps.iter().cloned().collect();
         let mut batch = gather(&mut queue);
         prop_assert!(queue.is_empty());
@@ -86,11 +85,23 @@ proptest! {
     /// Whatever a server says, it is taken for an answer or for nonsense, and nobody panics or is
     /// left without a reply.
     #[test]
-    fn any_answer_is_survived(answer in "[CNWIHARFSL]?[ 0-9-]{0,12}", kind in 0..3) {
+    fn any_answer_is_survived(answer in "[CNWIHARFSLXQET]?[ 0-9-]{0,40}", kind in 0..5) {
         let step = match kind {
-            0 => update("stock", -1, None),
-            1 => step(Ask::Acquire { lock: name("lock"), token: [b'a'; 32], lease: 1 }),
-            _ => step(Ask::Release { lock: name("lock"), token: [b'a'; 32] }),
+            0 => update("stock", -1, Right::Free),
+            1 => step(Ask::Acquire {
+                lock: name("lock"),
+                token: name("token"),
+                lease: Some(1),
+                again: false,
+                fenced: true,
+                place: None,
+            }),
+            2 => step(Ask::Release { lock: name("lock"), token: name("token"), place: None }),
+            3 => {
+                let (lock, token) = (name("lock"), name("token"));
+                step(Ask::Extend { lock, token, ms: 1, how: Extension::Add })
+            }
+            _ => step(Ask::Holder { lock: name("lock") }),
         };
         let mut batch = gather(&mut VecDeque::from([Arc::clone(&step)]));
         let (_, late) = hear(&mut batch, 0, &answer);
@@ -100,19 +111,19 @@ proptest! {
 
 #[test]
 fn a_crowd_with_one_wish_is_one_run() {
-    let mut queue: VecDeque<_> = (0..1000).map(|_| update("stock", -1, None)).collect();
+    let mut queue: VecDeque<_> = (0..1000).map(|_| update("stock", -1, Right::Free)).collect();
     let batch = gather(&mut queue);
     assert_eq!(batch.calls[0].runs, [(-1, 1000)]);
 }
 
 #[test]
 fn a_batch_holds_one_call_for_each_record() {
-    let mine = Some([b'a'; 32]);
+    let mine = Right::Own(name("token"));
     let mut queue = VecDeque::from([
-        update("a", -1, None),
-        update("b", -1, None),
+        update("a", -1, Right::Free),
+        update("b", -1, Right::Free),
         update("a", -1, mine),
-        update("a", -2, None),
+        update("a", -2, Right::Free),
         step(Ask::Incr { key: name("b"), change: 1 }),
     ]);
     let batch = gather(&mut queue);
@@ -127,9 +138,9 @@ fn a_batch_holds_one_call_for_each_record() {
 fn nobody_goes_before_who_found_no_room() {
     // Each change differs from the one before it: as many runs as a call may have, and one more.
     let changes = (0..=MOST_RUNS).map(|index| if index % 2 == 0 { -1 } else { -2 });
-    let mut queue: VecDeque<_> = changes.map(|change| update("a", change, None)).collect();
+    let mut queue: VecDeque<_> = changes.map(|change| update("a", change, Right::Free)).collect();
     let last = queue.back().cloned().expect("there");
-    queue.push_back(update("a", -2, None));
+    queue.push_back(update("a", -2, Right::Free));
     let batch = gather(&mut queue);
     assert_eq!((batch.steps(), queue.len()), (MOST_RUNS, 2));
     assert!(Arc::ptr_eq(&queue[0], &last), "in order of arrival");
@@ -137,18 +148,19 @@ fn nobody_goes_before_who_found_no_room() {
 
 #[test]
 fn a_backlog_of_any_length_is_looked_at_a_batch_at_a_time() {
-    let mut queue: VecDeque<_> = (0..3 * MOST_STEPS).map(|_| update("a", -1, None)).collect();
+    let mut queue: VecDeque<_> =
+        (0..3 * MOST_STEPS).map(|_| update("a", -1, Right::Free)).collect();
     assert_eq!(gather(&mut queue).steps(), MOST_STEPS);
-    let keys = (0..3 * MOST_STEPS).map(|key| update(&key.to_string(), -1, None));
+    let keys = (0..3 * MOST_STEPS).map(|key| update(&key.to_string(), -1, Right::Free));
     let mut queue: VecDeque<_> = keys.collect();
     assert_eq!(gather(&mut queue).steps(), MOST_CALLS);
     assert_eq!(queue.len(), 3 * MOST_STEPS - MOST_CALLS);
-    assert_eq!(queue[0].ask, update(&MOST_CALLS.to_string(), -1, None).ask);
+    assert_eq!(queue[0].ask, update(&MOST_CALLS.to_string(), -1, Right::Free).ask);
 }
 
 #[test]
 fn who_has_left_or_is_out_of_time_is_not_taken_along() {
-    let (gone, here) = (update("a", -1, None), update("a", -1, None));
+    let (gone, here) = (update("a", -1, Right::Free), update("a", -1, Right::Free));
     gone.leave();
     let ask = Ask::Incr { key: name("a"), change: 1 };
     let over = step_until(ask, Instant::now());
@@ -159,7 +171,7 @@ fn who_has_left_or_is_out_of_time_is_not_taken_along() {
 
 #[test]
 fn what_was_not_run_and_left_is_not_sent_for_the_sake_of_a_batch_in_doubt() {
-    let (left, other) = (update("a", -1, None), update("b", -1, None));
+    let (left, other) = (update("a", -1, Right::Free), update("b", -1, Right::Free));
     let mut batch = gather(&mut VecDeque::from([Arc::clone(&left), other]));
     let (now, mut out, mut late) = (Instant::now(), Vec::new(), Vec::new());
     let mut clock = ServerClock::new(0, now);
@@ -193,8 +205,8 @@ fn deadline_of(ends: [Duration; 2], patience: Duration) -> i64 {
 #[test]
 fn what_was_not_sent_when_its_caller_left_never_is() {
     let changes = [-1, -1, -2, -1];
-    let steps = changes.map(|change| update("a", change, None));
-    let alone = update("b", -1, None);
+    let steps = changes.map(|change| update("a", change, Right::Free));
+    let alone = update("b", -1, Right::Free);
     let mut batch = gather(&mut steps.iter().chain([&alone]).cloned().collect());
     assert!(!steps[2].leave() && !alone.leave(), "nothing is under way");
     let (now, mut out) = (Instant::now(), Vec::new());
@@ -223,7 +235,7 @@ fn what_a_caller_left_is_not_done_long_after_for_the_sake_of_others() {
 
 #[test]
 fn a_late_batch_goes_back_to_its_callers_to_try_again() {
-    let step = update("a", -1, None);
+    let step = update("a", -1, Right::Free);
     let mut batch = gather(&mut VecDeque::from([Arc::clone(&step)]));
     let (heard, late) = hear(&mut batch, 0, "L");
     assert_eq!((heard, late.len()), (Heard::Answer, 1));

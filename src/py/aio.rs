@@ -14,13 +14,16 @@ use super::ending::stay_if_ending;
 use super::functions::default;
 use super::owners;
 use super::pending::PendingCall;
-use crate::call::{Call, Wish};
+use crate::call::Call;
+use crate::wish::Wish;
 
-fn begin(
+/// Begins a call for the running task, or for another one: `task`.
+pub fn begin(
     py: Python<'_>,
     client: Option<&Bound<'_, CoreClient>>,
     wish: Wish,
     time_out: Option<Duration>,
+    task: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Py<PendingCall>> {
     stay_if_ending(py);
     // First, for outside of a loop there is no task either.
@@ -31,7 +34,7 @@ fn begin(
     };
     // To ask which task it is costs more than a sale, and matters only where locks are taken.
     let owner = match wish {
-        Wish::Acquire { .. } => owners::this_task(py)?,
+        Wish::Acquire { .. } => task.map_or_else(|| owners::this_task(py), owners::of_task)?,
         _ if client.holds_locks() => owners::this_task_if_known(py)?,
         _ => owners::NOBODY,
     };
@@ -49,7 +52,7 @@ pub fn begin_acquire_lock(
     time_out: Given<'_, u64>,
 ) -> PyResult<Py<PendingCall>> {
     let (wish, time_out) = args::acquire(lockname, &acquire_time, &time_out)?;
-    begin(py, client, wish, Some(time_out))
+    begin(py, client, wish, Some(time_out), None)
 }
 
 /// What `seckill.aio.release_lock` awaits.
@@ -61,7 +64,7 @@ pub fn begin_release_lock(
     lockname: &Bound<'_, PyAny>,
 ) -> PyResult<Py<PendingCall>> {
     let wish = Wish::Release { lock: args::name("lockname", lockname)? };
-    begin(py, client, wish, None)
+    begin(py, client, wish, None, None)
 }
 
 /// What `seckill.aio.incr_inventory` awaits.
@@ -73,7 +76,7 @@ pub fn begin_incr_inventory(
     key: &Bound<'_, PyAny>,
     change_num: Given<'_, i64>,
 ) -> PyResult<Py<PendingCall>> {
-    begin(py, client, args::incr(key, &change_num)?, None)
+    begin(py, client, args::incr(key, &change_num)?, None, None)
 }
 
 /// What `seckill.aio.update_inventory` awaits.
@@ -89,12 +92,12 @@ pub fn begin_update_inventory(
     time_out: Given<'_, u64>,
 ) -> PyResult<Py<PendingCall>> {
     let (wish, time_out) = args::update(lockname, key, &change_num, &acquire_time, &time_out)?;
-    begin(py, client, wish, Some(time_out))
+    begin(py, client, wish, Some(time_out), None)
 }
 
 /// What `seckill.aio.Client.close` awaits: that nothing is left to be undone.
 #[pyfunction]
 #[pyo3(signature = (client))]
 pub fn begin_close(py: Python<'_>, client: &Bound<'_, CoreClient>) -> PyResult<Py<PendingCall>> {
-    begin(py, Some(client), Wish::Close, None)
+    begin(py, Some(client), Wish::Close, None, None)
 }

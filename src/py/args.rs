@@ -5,15 +5,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyByteArray, PyBytes, PyFloat, PyInt, PyMemoryView, PyString, PyType};
 
-use crate::call::Wish;
 use crate::names::Name;
+use crate::step::Token;
+use crate::wish::{Terms, Wish};
 
 /// The longest time, in milliseconds: 139 years, which fits every clock on the way.
 const LONGEST_MS: f64 = 4_398_046_511_104.0;
+
+/// The same.
+pub const LONGEST_LEASE_MS: u64 = 1 << 42;
 
 /// The arguments of `acquire_lock`, and how long to wait.
 pub fn acquire(
@@ -22,8 +27,9 @@ pub fn acquire(
     time_out: &Given<'_, u64>,
 ) -> PyResult<(Wish, Duration)> {
     let lock = name("lockname", lockname)?;
-    let lease = acquire_time.lease("acquire_time")?;
-    Ok((Wish::Acquire { lock, lease }, time_out.time_out("time_out")?))
+    let lease = Some(acquire_time.lease("acquire_time")?);
+    let terms = Terms { lease, ..Terms::default() };
+    Ok((Wish::Acquire { lock, terms }, time_out.time_out("time_out")?))
 }
 
 /// The arguments of `incr_inventory`.
@@ -39,10 +45,11 @@ pub fn update(
     acquire_time: &Given<'_, u64>,
     time_out: &Given<'_, u64>,
 ) -> PyResult<(Wish, Duration)> {
-    let (lock, key) = (name("lockname", lockname)?, name("key", key)?);
+    let (lock, proof) = lock_of("lockname", lockname)?;
+    let key = name("key", key)?;
     let change = change_num.change("change_num")?;
     acquire_time.lease("acquire_time")?;
-    Ok((Wish::Update { lock, key, change }, time_out.time_out("time_out")?))
+    Ok((Wish::Update { lock, key, change, proof }, time_out.time_out("time_out")?))
 }
 
 fn wrong_type(argument: &str, wanted: &str, given: &Bound<'_, PyAny>) -> PyErr {
@@ -50,6 +57,17 @@ fn wrong_type(argument: &str, wanted: &str, given: &Bound<'_, PyAny>) -> PyErr {
         Ok(name) => PyTypeError::new_err(format!("{argument} must be {wanted}, not {name}")),
         Err(error) => error,
     }
+}
+
+/// A lock by its name, or by a handle, which also says under which acquisition of it.
+fn lock_of(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<(Name, Option<Token>)> {
+    if !given.is_instance_of::<PyString>()
+        && let Some(proof) = given.getattr_opt(intern!(given.py(), "_proof"))?
+    {
+        let (name, token): (Bound<'_, PyBytes>, Bound<'_, PyBytes>) = proof.call0()?.extract()?;
+        return Ok((name.as_bytes().into(), Some(token.as_bytes().into())));
+    }
+    Ok((name(argument, given)?, None))
 }
 
 /// The name of a lock or stock: the bytes that redis-py would send.

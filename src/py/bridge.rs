@@ -59,7 +59,7 @@ pub struct Bridge {
 }
 
 struct Waiting {
-    /// None in the moment before it is made.
+    /// None until a task waits for it.
     call: Option<Py<PendingCall>>,
     /// When it wants to be looked at, news or not.
     until: Instant,
@@ -168,12 +168,19 @@ impl Bridge {
                 return Ok(pending);
             };
             if let Some(waiting) = self.waiting.lock().get_mut(ticket) {
-                *waiting = Waiting { call: Some(pending.clone_ref(py)), until };
+                waiting.until = until;
             }
             self.arm(py, until)?;
             Ok(pending)
         });
         begun.inspect_err(|_| self.forget(ticket))
+    }
+
+    /// A task waits for the call with this ticket: it is to be driven on.
+    pub fn keep(&self, ticket: Ticket, call: Py<PendingCall>) {
+        if let Some(waiting) = self.waiting.lock().get_mut(ticket) {
+            waiting.call = Some(call);
+        }
     }
 
     /// The call with this ticket needs no driving any more.

@@ -12,12 +12,13 @@ use pyo3::types::PyDict;
 
 use super::args::{self, Given};
 use super::{ending, errors, gate, owners};
-use crate::call::{Call, Wish};
+use crate::call::Call;
 use crate::caller::Caller;
 use crate::client::Client;
 use crate::fork;
 use crate::patrol::Patrol;
 use crate::settings::{Address, Settings, duration};
+use crate::wish::{Outcome, Wish};
 
 /// A client over one server; `seckill.Client` is its Python face.
 #[pyclass(frozen, subclass, module = "seckill._core")]
@@ -77,7 +78,7 @@ impl CoreClient {
     }
 
     /// Runs a call of the calling thread without the GIL; signal handlers run once a slice.
-    fn run(&self, py: Python<'_>, wish: Wish, time_out: Option<Duration>) -> PyResult<bool> {
+    pub fn run(&self, py: Python<'_>, wish: Wish, time_out: Option<Duration>) -> PyResult<Outcome> {
         let client = self.client();
         let owner = owners::this_thread();
         let mut raised = None;
@@ -164,17 +165,19 @@ impl CoreClient {
         time_out: Given<'_, u64>,
     ) -> PyResult<bool> {
         let (wish, time_out) = args::acquire(lockname, &acquire_time, &time_out)?;
-        self.run(py, wish, Some(time_out))
+        let outcome = self.run(py, wish, Some(time_out))?;
+        Ok(matches!(outcome, Outcome::Acquired(_)))
     }
 
     #[doc = include_str!("docs/release_lock.txt")]
     #[pyo3(signature = (lockname))]
     pub fn release_lock(&self, py: Python<'_>, lockname: &Bound<'_, PyAny>) -> PyResult<()> {
         let lock = args::name("lockname", lockname)?;
-        if !self.run(py, Wish::Release { lock: Arc::clone(&lock) }, None)? {
-            log_not_held(py, &lock)?;
+        let wish = Wish::Release { lock: Arc::clone(&lock) };
+        match self.run(py, wish, None)? {
+            Outcome::Done(false) => log_not_held(py, &lock),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     #[doc = include_str!("docs/incr_inventory.txt")]

@@ -33,6 +33,11 @@ fn make(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             let ms = u64::try_from(time_out.as_millis()).unwrap_or(u64::MAX);
             make.call1(("LockTimeout", text(py, &lock), ms))?
         }
+        Error::LockLost { lock } => {
+            let why =
+                "the lease has ended, or somebody has taken the lock away; nothing was changed";
+            make.call1(("LockLostError", why, text(py, &lock)))?
+        }
         Error::Unreachable(why) => make.call1(("ConnectionError", why))?,
         Error::OutcomeUnknown(why) => make.call1(("OutcomeUnknown", why))?,
         Error::Authentication(why) => make.call1(("AuthenticationError", why))?,

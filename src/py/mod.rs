@@ -14,6 +14,9 @@ mod ending;
 mod errors;
 mod functions;
 mod gate;
+mod keeping;
+mod locks;
+mod outcome;
 mod owners;
 mod pending;
 mod portion;
@@ -36,6 +39,9 @@ mod core {
     use super::functions::{
         acquire_lock, get_default, incr_inventory, release_lock, set_default, update_inventory,
     };
+
+    #[pymodule_export]
+    use super::locks::{CoreLock, Held, generation};
 
     #[pymodule_init]
     fn init(module: &super::Bound<'_, super::PyModule>) -> super::PyResult<()> {

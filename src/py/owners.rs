@@ -51,12 +51,17 @@ pub fn set_up() {
 
 /// The running task, as somebody who is about to take a lock.
 pub fn this_task(py: Python<'_>) -> PyResult<Owner> {
-    let Some(task) = running(py)? else { return Ok(this_thread()) };
-    if let Some(owner) = known(&task) {
+    running(py)?.map_or_else(|| Ok(this_thread()), |task| of_task(&task))
+}
+
+/// A task that is about to take a lock.
+pub fn of_task(task: &Bound<'_, PyAny>) -> PyResult<Owner> {
+    let py = task.py();
+    if let Some(owner) = known(task) {
         return Ok(owner);
     }
     let owner = next();
-    let reference = PyWeakrefReference::new(&task)?.unbind();
+    let reference = PyWeakrefReference::new(task)?.unbind();
     let mut tasks = TASKS.lock();
     if tasks.by_address.len() >= tasks.sweep_at.max(KEPT) {
         tasks.by_address.retain(|_, (task, _)| task.bind(py).upgrade().is_some());

@@ -10,6 +10,9 @@
 //! | `Waiting` | the bridge will drive it on | gives the call up |
 //! | `Done` | answered, and the task is about to run | takes the answer back |
 //! | `Told` | the task has its answer, or has given up | nothing |
+//!
+//! The bridge learns of it when a task waits for it, and not before: an interrupt may come between the
+//! call of a coroutine and its first wait, and then it goes with the coroutine, and gives the call up.
 
 use std::sync::Arc;
 
@@ -21,10 +24,12 @@ use pyo3::{PyTraverseError, PyVisit};
 
 use super::bridge::Bridge;
 use super::ending::stay_if_ending;
-use super::{client, errors};
-use crate::call::{Call, Progress, Wish};
+use super::errors;
+use super::outcome::Teller;
+use crate::call::{Call, Progress};
 use crate::error::Result;
 use crate::mailbox::Ticket;
+use crate::wish::Outcome;
 
 /// See the module's description. Private to `seckill.aio`, whose coroutines await it.
 #[pyclass(frozen, module = "seckill._core")]
@@ -44,7 +49,7 @@ struct State {
 
 enum Phase {
     Waiting,
-    Done(Result<bool>),
+    Done(Result<Outcome>),
     Told,
 }
 
@@ -108,6 +113,12 @@ impl PendingCall {
     }
 }
 
+impl Drop for PendingCall {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
 #[pymethods]
 impl PendingCall {
     fn __await__(this: Py<Self>) -> Py<Self> {
@@ -118,31 +129,30 @@ impl PendingCall {
         this
     }
 
-    fn __next__(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+    fn __next__(this: &Bound<'_, Self>) -> PyResult<Option<Py<PyAny>>> {
+        let py = this.py();
         stay_if_ending(py);
-        let mut state = self.state.lock();
+        let mut state = this.get().state.lock();
         let outcome = match std::mem::replace(&mut state.phase, Phase::Told) {
             Phase::Waiting => {
                 state.phase = Phase::Waiting;
                 drop(state);
-                return self.future(py).map(Some);
+                let future = this.get().future(py)?;
+                this.get().bridge.keep(this.get().ticket, this.clone().unbind());
+                return Ok(Some(future));
             }
             Phase::Told => return Ok(None),
             Phase::Done(outcome) => outcome,
         };
         state.call.told();
-        let acquires = matches!(state.call.wish(), Wish::Acquire { .. });
-        let not_held = match (&outcome, state.call.wish()) {
-            (Ok(false), Wish::Release { lock }) => Some(lock.clone()),
-            _ => None,
-        };
+        let teller = Teller::of(state.call.wish());
         drop(state);
-        if let Some(lock) = not_held {
-            client::log_not_held(py, &lock)?;
-        }
         match outcome {
-            Ok(held) if acquires => Err(PyStopIteration::new_err(held)),
-            Ok(_) => Ok(None),
+            // A generator that returns None ends, and one that returns something ends with it.
+            Ok(outcome) => match teller.tell(py, outcome)? {
+                Some(answer) => Err(PyStopIteration::new_err(answer)),
+                None => Ok(None),
+            },
             Err(error) => Err(errors::exception(py, error)),
         }
     }

@@ -6,8 +6,10 @@
 --              has no floor and creates a missing key (incr_inventory)
 -- ARGV  1 2 3  see session.lua
 --       4      the token under which the callers hold the lock, or ''
---       5 6 .. runs: a change and how many callers in a row ask for it
+--       5      '1' if the token must still hold the lock, else ''
+--       6 7 .. runs: a change and how many callers in a row ask for it
 -- returns
+--       'X'                the token, which must, does not hold the lock (any more)
 --       'H pttl'           the lock is held by somebody else, for so many ms (-1: for ever)
 --       'N'                there is no stock
 --       'W type'           the stock is a list, a hash, ...
@@ -23,7 +25,9 @@ local stock, floor = seen[2], KEYS[3] ~= nil
 
 if floor then
   local holder = seen[3]
-  if holder then
+  if ARGV[5] ~= '' then
+    if holder ~= ARGV[4] then return record('X') end
+  elseif holder then
     if ARGV[4] == '' or holder ~= ARGV[4] then
       return record('H ' .. call('PTTL', KEYS[3]))
     end
@@ -44,7 +48,7 @@ local exact = #stock < 16 and (stock == '0' or string.find(stock, '^-?[1-9]%d*$'
 if exact then
   local before = tonumber(stock)
   local after = before
-  for i = 5, #ARGV, 2 do
+  for i = 6, #ARGV, 2 do
     local change, granted = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
     if floor and after + change < 0 then
       granted = 0
@@ -72,7 +76,7 @@ call('SET', scratch, after, 'PX', ARGV[3])
 if type(redis.pcall('INCRBY', scratch, '0')) == 'table' then
   return record('I ' .. string.sub(stock, 1, 64))
 end
-for i = 5, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   local change, left, granted = tonumber(ARGV[i]), tonumber(ARGV[i + 1]), 0
   -- As many at once as can be told exactly and are granted together; where not, half as many.
   local step = left
