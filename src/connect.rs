@@ -6,7 +6,8 @@
 //! | stage | what it waits for | then |
 //! |---|---|---|
 //! | `Resolving` | a helper thread's `getaddrinfo`, which nothing can interrupt | `Connecting` |
-//! | `Connecting` | a socket to connect, to one address after the other | `Greeting` |
+//! | `Connecting` | a socket to connect, to one address after the other | `Securing` |
+//! | `Securing` | the server to agree on TLS, if it is wanted | `Greeting` |
 //! | `Greeting` | the replies to the handshake | a [`Wire`], ready, and the server's clock |
 //!
 //! The handshake is `HELLO 3` with the credentials; a server that does not know it is greeted again
@@ -27,6 +28,7 @@ use crate::dial::{Dialing, resolve};
 use crate::error::{Error, is_passing};
 use crate::inherited::OpenFd;
 use crate::settings::{Address, Settings};
+use crate::tls::{Failure, Secured, Tls};
 use crate::transport::{Line, Wire};
 
 /// Why a connection could not be opened.
@@ -64,6 +66,7 @@ enum Stage {
     Impossible(String),
     Resolving(Receiver<io::Result<Vec<SocketAddr>>>),
     Connecting(Dialing),
+    Securing(Wire),
     Greeting(Greeting),
 }
 
@@ -111,10 +114,13 @@ impl Opening {
                 Stage::Impossible(why) => Err(Trouble::Unreachable(std::mem::take(why))),
                 Stage::Resolving(answer) => resolved(answer, slice, self.end),
                 Stage::Connecting(dialing) => match dialing.advance(&self.open, slice) {
-                    Ok(line) => Ok(line.map(|line| {
-                        Stage::Greeting(Greeting::new(line, &self.settings, self.listen))
-                    })),
+                    Ok(line) => line.map(|line| secure(line, &self.settings)).transpose(),
                     Err(error) => Err(Trouble::Unreachable(error.to_string())),
+                },
+                Stage::Securing(wire) => match wire.shake_hands(slice) {
+                    Ok(true) => self.secured().map(Some),
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(broken(&error, &self.settings)),
                 },
                 Stage::Greeting(greeting) => {
                     match greeting.advance(&self.settings, self.listen, slice) {
@@ -133,6 +139,15 @@ impl Opening {
         }
     }
 
+    fn secured(&mut self) -> Result<Stage, Trouble> {
+        match std::mem::replace(&mut self.stage, Stage::Impossible("secured before".to_owned())) {
+            Stage::Securing(wire) => {
+                Ok(Stage::Greeting(Greeting::new(wire, &self.settings, self.listen)))
+            }
+            _ => Err(Trouble::Unreachable("there is no connection to secure".to_owned())),
+        }
+    }
+
     fn opened(&mut self) -> Result<Opened, Trouble> {
         match std::mem::replace(&mut self.stage, Stage::Impossible("opened before".to_owned())) {
             Stage::Greeting(Greeting { wire, clock: Some(clock), listening, .. }) => {
@@ -146,6 +161,7 @@ impl Opening {
         let doing = match self.stage {
             Stage::Resolving(_) => "looking the name up",
             Stage::Connecting(_) | Stage::Impossible(_) => "connecting",
+            Stage::Securing(_) => "agreeing on TLS (does this port speak it?)",
             Stage::Greeting(_) => "waiting for an answer to the handshake",
         };
         let limit = limit(&self.settings);
@@ -159,6 +175,9 @@ impl Opening {
                 Trouble::Unreachable(format!("cannot connect to {address}: {why}"))
             }
             Trouble::NotReady(why) => Trouble::NotReady(format!("{address} is not ready: {why}")),
+            Trouble::Refused(Error::Unreachable(why)) => {
+                Trouble::Refused(Error::Unreachable(format!("cannot connect to {address}: {why}")))
+            }
             refused @ Trouble::Refused(_) => refused,
         }
     }
@@ -182,19 +201,41 @@ fn resolved(
     }
 }
 
+/// What comes after the socket: agreeing on TLS, or nothing.
+fn secure(line: Line, settings: &Settings) -> Result<Stage, Trouble> {
+    let secured = match (&settings.tls, &settings.address) {
+        (Some(tls), Address::Tcp(host, _)) => {
+            // Never tried again by itself: files have to change first.
+            let secured = Secured::new(tls, host).map_err(lasting)?;
+            Some(Box::new(secured))
+        }
+        _ => None,
+    };
+    Ok(Stage::Securing(Wire::new(line, secured)))
+}
+
+fn lasting(why: String) -> Trouble {
+    Trouble::Refused(Error::Unreachable(why))
+}
+
+/// The connection broke before it was ready.
+fn broken(error: &io::Error, settings: &Settings) -> Trouble {
+    let failure = error.get_ref().and_then(|inner| inner.downcast_ref::<Failure>());
+    if failure.is_some_and(|failure| failure.lasting) {
+        settings.tls.iter().for_each(Tls::forget);
+        return lasting(error.to_string());
+    }
+    Trouble::Unreachable(error.to_string())
+}
+
 fn limit(settings: &Settings) -> Duration {
     settings.connect_timeout.unwrap_or(settings.socket_timeout)
 }
 
 impl Greeting {
-    fn new(line: Line, settings: &Settings, listen: bool) -> Self {
-        let mut greeting = Self {
-            wire: Wire::new(line),
-            expected: VecDeque::new(),
-            clock: None,
-            listening: false,
-            resp2: false,
-        };
+    fn new(wire: Wire, settings: &Settings, listen: bool) -> Self {
+        let mut greeting =
+            Self { wire, expected: VecDeque::new(), clock: None, listening: false, resp2: false };
         let mut hello = redis::cmd("HELLO");
         hello.arg(3);
         if let Some((username, password)) = credentials(settings) {
@@ -248,14 +289,14 @@ impl Greeting {
         listen: bool,
         until: Instant,
     ) -> Result<bool, Trouble> {
-        let broken = |error: io::Error| Trouble::Unreachable(error.to_string());
         let mut no_resp3 = false;
         loop {
-            if !self.wire.flush(until).map_err(broken)? {
+            if !self.wire.flush(until).map_err(|error| self.broken(&error, settings))? {
                 return Ok(false);
             }
             while let Some(&expect) = self.expected.front() {
-                let Some(reply) = self.wire.receive(until).map_err(broken)? else {
+                let received = self.wire.receive(until);
+                let Some(reply) = received.map_err(|error| self.broken(&error, settings))? else {
                     return Ok(false);
                 };
                 if matches!(reply, Value::Push { .. }) {
@@ -270,6 +311,17 @@ impl Greeting {
             debug_assert!(listen || !self.listening);
             self.again_in_resp2(settings);
             no_resp3 = false;
+        }
+    }
+
+    /// A server of TLS resets whoever does not speak it, without a word.
+    fn broken(&self, error: &io::Error, settings: &Settings) -> Trouble {
+        let unheard = self.expected.front() == Some(&Expect::Hello) && !self.resp2;
+        match (broken(error, settings), &settings.address, &settings.tls) {
+            (Trouble::Unreachable(why), Address::Tcp(..), None) if unheard => {
+                Trouble::Unreachable(why + " (does this port want TLS? rediss://, ssl=True)")
+            }
+            (trouble, ..) => trouble,
         }
     }
 

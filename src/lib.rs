@@ -15,6 +15,7 @@ pub mod names;
 pub mod patrol;
 pub mod renewer;
 pub mod settings;
+pub mod tls;
 pub mod wish;
 
 // The way of a step to the server, from outside in.

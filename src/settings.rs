@@ -8,11 +8,15 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+use crate::tls::Tls;
+
 /// Everything that a client needs to know to connect.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where the server listens.
     pub address: Address,
+    /// How to talk to it over TLS; without it in the clear.
+    pub tls: Option<Tls>,
     /// The database's number.
     pub db: u32,
     /// The ACL user; without one the default user.
@@ -53,6 +57,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             address: Address::Tcp("localhost".to_owned(), 6379),
+            tls: None,
             db: 0,
             username: None,
             password: None,
@@ -67,7 +72,11 @@ impl Default for Settings {
 /// As a URL without the password: for reprs and messages.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if matches!(self.address, Address::Unix(_)) { "unix" } else { "redis" };
+        let scheme = match (&self.address, &self.tls) {
+            (Address::Unix(_), _) => "unix",
+            (Address::Tcp(..), None) => "redis",
+            (Address::Tcp(..), Some(_)) => "rediss",
+        };
         write!(f, "{scheme}://")?;
         match (&self.username, &self.password) {
             (None, None) => {}
@@ -92,20 +101,25 @@ impl fmt::Debug for Settings {
 impl Settings {
     /// Puts what a URL says over what is there, as redis-py's `from_url` does with its keywords:
     /// `?db=` wins over the path, the other parameters are keywords. An unknown scheme or parameter
-    /// is an error, not ignored.
+    /// is an error, not ignored. Whether to use TLS is for the URL to say; what was set about it
+    /// before counts if it does.
     ///
     /// The error says what is wrong and never holds the password.
     pub fn read_url(&mut self, text: &str) -> Result<(), String> {
         let text = with_host(text);
         let url = Url::parse(&text).map_err(|error| format!("url is not a URL: {error}"))?;
         match url.scheme() {
-            "redis" | "valkey" => self.address = tcp_address(&url)?,
-            "unix" => self.address = unix_address(&url)?,
+            "redis" | "valkey" => {
+                self.address = tcp_address(&url)?;
+                self.tls = None;
+            }
             "rediss" | "valkeys" => {
-                return Err(format!(
-                    "url: TLS ({}://) is not supported by this version",
-                    url.scheme()
-                ));
+                self.address = tcp_address(&url)?;
+                self.tls.get_or_insert_default();
+            }
+            "unix" => {
+                self.address = unix_address(&url)?;
+                self.tls = None;
             }
             "redis+sentinel" | "redis+cluster" => {
                 return Err(format!(
@@ -115,7 +129,7 @@ impl Settings {
             }
             other => {
                 return Err(format!(
-                    "url has the scheme {other}://, not one of redis:// valkey:// unix://"
+                    "url has the scheme {other}://, not one of redis:// rediss:// valkey:// valkeys:// unix://"
                 ));
             }
         }
@@ -131,7 +145,11 @@ impl Settings {
                 self.db = number(path, "the database in the path")?;
             }
         }
-        url.query_pairs().try_for_each(|(name, value)| self.parameter(&name, &value))
+        url.query_pairs().try_for_each(|(name, value)| self.parameter(&name, &value))?;
+        match &self.tls {
+            Some(tls) => tls.check().map_err(|why| format!("url: {why}")),
+            None => Ok(()),
+        }
     }
 
     fn parameter(&mut self, name: &str, value: &str) -> Result<(), String> {
@@ -152,7 +170,18 @@ impl Settings {
             | "protocol"
             | "retry_on_timeout"
             | "socket_keepalive" => {}
-            _ => return Err(format!("url has the unknown parameter {name:?}")),
+            _ => {
+                let known = match &mut self.tls {
+                    Some(tls) => tls.parameter(name, value)?,
+                    None if Tls::default().parameter(name, value).unwrap_or(true) => {
+                        return Err(format!("url: {name} needs rediss://"));
+                    }
+                    None => false,
+                };
+                if !known {
+                    return Err(format!("url has the unknown parameter {name:?}"));
+                }
+            }
         }
         Ok(())
     }
@@ -256,6 +285,25 @@ mod tests {
     }
 
     #[test]
+    fn the_scheme_says_whether_to_use_tls_and_parameters_say_how() {
+        let tls = |url: &str| read(url).tls;
+        assert!(tls("redis://h").is_none() && tls("unix:///s").is_none());
+        let plain = tls("rediss://h").expect("TLS");
+        assert!(plain.verify && plain.check_hostname && !plain.only_tls13);
+        assert!(plain == Tls::default() && tls("valkeys://h") == Some(plain));
+        let all = tls(
+            "rediss://h?ssl_ca_certs=/c%20a&ssl_certfile=/cert&ssl_keyfile=/key&ssl_cert_reqs=none\
+             &ssl_check_hostname=False&ssl_min_version=772",
+        );
+        let all = all.expect("TLS");
+        assert_eq!(all.ca_certs, Some("/c a".into()));
+        assert_eq!((all.certfile, all.keyfile), (Some("/cert".into()), Some("/key".into())));
+        assert!(!all.verify && !all.check_hostname && all.only_tls13);
+        let settings = read("rediss://u:pw@h:7000/3");
+        assert_eq!(settings.to_string(), "rediss://u:***@h:7000/3");
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_an_error_that_says_so() {
         for (url, words) in [
             ("localhost:6379", "scheme"),
@@ -267,7 +315,13 @@ mod tests {
             ("redis://h?timeout=1e-9", "timeout must be between 0.001 s and a year"),
             ("redis://h?timeout=nan", "timeout must be more than 0 s"),
             ("redis://h:0", "port"),
-            ("rediss://h", "TLS"),
+            ("redis://h?ssl_ca_certs=/ca", "ssl_ca_certs needs rediss://"),
+            ("rediss://h?ssl_ca_cert=/ca", "unknown parameter \"ssl_ca_cert\""),
+            ("rediss://h?ssl_ciphers=x", "ssl_ciphers is not supported"),
+            ("rediss://h?ssl_cert_reqs=no", "ssl_cert_reqs must be required, optional or none"),
+            ("rediss://h?ssl_check_hostname=", "ssl_check_hostname must be true or false"),
+            ("rediss://h?ssl_min_version=1.3", "ssl_min_version must be a number"),
+            ("rediss://h?ssl_keyfile=/key", "ssl_keyfile needs ssl_certfile"),
             ("redis+cluster://h", "Cluster"),
             ("unix://", "names no socket"),
             ("unix://redis.sock", "no host"),

@@ -11,6 +11,8 @@
 //! first (read, `sched_yield`, read, ...), for about as long as replies usually take here, and not at
 //! all where that is long: [`Pace`]. The yield matters: without it ten processes on two cores lose a
 //! quarter of their throughput.
+//!
+//! TLS, where it is wanted, lies between the socket and the parser; all waits are the same.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -22,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 
 use crate::inherited::OpenFd;
+use crate::tls::Secured;
 
 /// The longest that a wait for a reply spins before it sleeps. Replies from a near server take 20 us
 /// to one connection, and 120 us to each of ten on two cores.
@@ -90,6 +93,7 @@ pub fn wait_any(fds: &mut [PollFd<'_>], until: Instant) -> io::Result<bool> {
 /// A connection: what is still to be written, and a parser that remembers half a reply.
 pub struct Wire {
     line: Line,
+    secured: Option<Box<Secured>>,
     parser: Parser,
     out: Vec<u8>,
     written: usize,
@@ -97,9 +101,34 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A connection over a connected socket.
-    pub fn new(line: Line) -> Self {
-        Self { line, parser: Parser::new(), out: Vec::new(), written: 0, pace: Pace::default() }
+    /// A connection over a connected socket; with TLS, whose handshake is still to come, or without.
+    pub fn new(line: Line, secured: Option<Box<Secured>>) -> Self {
+        let (parser, out, pace) = (Parser::new(), Vec::new(), Pace::default());
+        Self { line, secured, parser, out, written: 0, pace }
+    }
+
+    /// Agrees with the server on TLS, if it is wanted. False when `until` is over first.
+    pub fn shake_hands(&mut self, until: Instant) -> io::Result<bool> {
+        let Some(secured) = &mut self.secured else { return Ok(true) };
+        let socket = self.line.socket();
+        loop {
+            let write = secured.write(socket);
+            let flags = match write {
+                Ok(()) if !secured.is_handshaking() => return Ok(true),
+                Ok(()) => match secured.fetch(socket) {
+                    Ok(true) => continue,
+                    Ok(false) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => PollFlags::IN,
+                    Err(error) => return Err(error),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => PollFlags::OUT,
+                Err(error) => return Err(error),
+            };
+            if !self.line.wait(flags, until)? {
+                return Ok(false);
+            }
+        }
     }
 
     /// The socket, for those who wait for several.
@@ -114,6 +143,9 @@ impl Wire {
 
     /// Writes what is to be written. False when `until` is over first.
     pub fn flush(&mut self, until: Instant) -> io::Result<bool> {
+        if self.secured.is_some() {
+            return self.flush_secured(until);
+        }
         while self.written < self.out.len() {
             // Without MSG_NOSIGNAL a broken connection ends a script that has SIGPIPE at its default.
             let rest = &self.out[self.written..];
@@ -129,19 +161,49 @@ impl Wire {
                 Err(error) => return Err(error),
             }
         }
+        self.flushed();
+        Ok(true)
+    }
+
+    fn flush_secured(&mut self, until: Instant) -> io::Result<bool> {
+        let Some(secured) = &mut self.secured else { return Ok(true) };
+        loop {
+            if self.written < self.out.len() {
+                self.written += secured.take(&self.out[self.written..])?;
+            }
+            match secured.write(self.line.socket()) {
+                Ok(()) if self.written < self.out.len() => {}
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.line.wait(PollFlags::OUT, until)? {
+                        return Ok(false);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.flushed();
+        Ok(true)
+    }
+
+    fn flushed(&mut self) {
         self.out.clear();
         self.out.shrink_to(USUAL_REQUEST);
         self.written = 0;
-        Ok(true)
     }
 
     /// The next reply. `None` when `until` is over first; what came of the reply is kept.
     pub fn receive(&mut self, until: Instant) -> io::Result<Option<Value>> {
-        let mut reader = Patient { line: &self.line, pace: &mut self.pace, until, taken: 0 };
+        let secured = self.secured.as_deref_mut();
+        let (line, pace) = (&self.line, &mut self.pace);
+        let mut reader = Patient { line, secured, pace, until, taken: 0 };
         match self.parser.parse_value(&mut reader) {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(io::Error::other(explain(&error))),
+            Err(error) => match self.secured.as_ref().and_then(|secured| secured.failure()) {
+                Some(failure) => Err(io::Error::other(failure.clone())),
+                None => Err(io::Error::other(explain(&error))),
+            },
         }
     }
 }
@@ -157,6 +219,7 @@ fn explain(error: &redis::RedisError) -> String {
 /// Reads with patience: spins, then sleeps, and says `WouldBlock` only when `until` is over.
 struct Patient<'a> {
     line: &'a Line,
+    secured: Option<&'a mut Secured>,
     pace: &'a mut Pace,
     until: Instant,
     taken: usize,
@@ -167,7 +230,11 @@ impl Read for Patient<'_> {
         let mut started: Option<Instant> = None;
         let spin = self.pace.spin();
         loop {
-            match (&self.line.socket).read(buf) {
+            let read = match &mut self.secured {
+                None => (&self.line.socket).read(buf),
+                Some(secured) => secured.read(&self.line.socket, buf),
+            };
+            match read {
                 Ok(count) => {
                     if let Some(started) = started {
                         self.pace.note(started.elapsed());
@@ -270,7 +337,7 @@ mod tests {
     fn a_reply_in_pieces_is_put_together_and_two_in_one_piece_are_told_apart() {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
         let line = Line::new(ours.into(), &Arc::default()).expect("non-blocking");
-        let mut wire = Wire::new(line);
+        let mut wire = Wire::new(line, None);
         let soon = || Instant::now() + Duration::from_millis(20);
         theirs.write_all(b"$5\r\nhe").expect("room");
         assert_eq!(wire.receive(soon()).expect("alive"), None);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,13 +93,71 @@ class TestKeywords:
     @pytest.mark.parametrize("theirs", [redis.Redis, valkey.Valkey])
     def test_of_redis_py_and_valkey_py_are_all_known(self, theirs: type) -> None:
         names = set(inspect.signature(theirs).parameters)
-        assert names <= {*_settings.READ, *_settings.IDLE, *_settings.REFUSED}
+        known = {*_settings.READ, *_settings.IDLE, *_settings.REFUSED}
+        assert names <= known | {*_settings.READ_WITH_TLS, *_settings.REFUSED_WITH_TLS}
 
     def test_that_tune_redis_py_have_no_effect(self) -> None:
         idle: dict[str, object] = dict.fromkeys(_settings.IDLE, "anything")
         assert resolve(None, idle) == DEFAULT
         assert resolve(None, dict.fromkeys(_settings.REFUSED)) == DEFAULT
-        assert resolve(None, {"ssl": False, "ssl_ca_certs": "/ca.pem"}) == DEFAULT
+
+    @pytest.mark.parametrize("said", [{}, {"ssl": False}, {"ssl": None}])
+    def test_that_say_how_to_use_tls_have_no_effect_without_it(self, said: dict[str, bool]) -> None:
+        assert resolve(None, {**said, "ssl_ca_certs": "/ca.pem", "ssl_ciphers": "x"}) == DEFAULT
+        url = {"url": "redis://h"}
+        assert resolve("redis://h", {**said, "ssl_ca_certs": "/ca.pem"}) == url
+
+    def test_that_ask_for_tls(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert resolve(None, {"ssl": True}) == {"host": "localhost", "ssl": True}
+        monkeypatch.setenv("REDIS_URL", "rediss://h")
+        assert resolve(None, {"ssl_ca_certs": Path("/ca.pem"), "ssl_ca_path": None}) == {
+            "url": "rediss://h",
+            "ssl_ca_certs": "/ca.pem",
+        }
+        assert resolve(
+            None,
+            {
+                "host": "h",
+                "ssl": True,
+                "ssl_cert_reqs": None,
+                "ssl_ca_data": "text",
+                "ssl_min_version": ssl.TLSVersion.TLSv1_3,
+                "ssl_validate_ocsp": False,
+            },
+        ) == {
+            "host": "h",
+            "ssl": True,
+            "ssl_cert_reqs": "none",
+            "ssl_ca_data": b"text",
+            "ssl_min_version": 772,
+        }
+
+    @pytest.mark.parametrize(
+        ("keyword", "value", "error", "message"),
+        [
+            ("ssl_ciphers", "HIGH", ValueError, "ssl_ciphers: .* is not supported"),
+            ("ssl_password", "secret", ValueError, "ssl_password: an encrypted key is not supp"),
+            ("ssl_validate_ocsp", True, ValueError, "ssl_validate_ocsp: OCSP is not supported"),
+            ("ssl_cert_reqs", "maybe", ValueError, "ssl_cert_reqs must be 'required'"),
+            ("ssl_cert_reqs", [], ValueError, "ssl_cert_reqs must be 'required'"),
+            ("ssl_check_hostname", "no", TypeError, "ssl_check_hostname must be a bool, not str"),
+            ("ssl_ca_certs", 5, TypeError, "ssl_ca_certs must be a path, not int"),
+            ("ssl_ca_data", 5, TypeError, "ssl_ca_data must be a str"),
+            ("ssl_min_version", "1.3", TypeError, "ssl_min_version must be an ssl.TLSVersion"),
+        ],
+    )
+    def test_of_tls_that_cannot_be_are_an_error(
+        self, keyword: str, value: object, error: type[Exception], message: str
+    ) -> None:
+        for source in (None, "rediss://h"):
+            with pytest.raises(error, match=f"^{message}"):
+                resolve(source, {"ssl": True, keyword: value})
+
+    def test_that_contradict_each_other_are_an_error(self) -> None:
+        with pytest.raises(ValueError, match="the URL says that there is no TLS"):
+            seckill.Client("redis://h", ssl=True)
+        with pytest.raises(ValueError, match="ssl_keyfile needs ssl_certfile"):
+            seckill.Client(ssl=True, ssl_keyfile="/key")
 
     @pytest.mark.parametrize("make", [seckill.Client, seckill.configure])
     def test_that_nobody_knows_are_an_error(self, make: Callable[..., object]) -> None:
@@ -108,7 +167,6 @@ class TestKeywords:
     @pytest.mark.parametrize(
         ("keywords", "error", "message"),
         [
-            ({"ssl": True}, ValueError, "ssl: TLS is not supported by this version"),
             ({"credential_provider": object()}, ValueError, "credential_provider: "),
             ({"connection_pool": redis.ConnectionPool()}, ValueError, "connection_pool: "),
             ({"redis_connect_func": print}, ValueError, "redis_connect_func: "),
@@ -141,7 +199,14 @@ class TestKeywords:
 
 class TestUrl:
     @pytest.mark.parametrize(
-        "url", ["redis://h:7000/2", "valkey://u:p@h", "unix:///run/r.sock?db=1", "REDIS://h"]
+        "url",
+        [
+            "rediss://h?ssl_ca_certs=/ca",
+            "redis://h:7000/2",
+            "valkey://u:p@h",
+            "unix:///run/r.sock?db=1",
+            "REDIS://h",
+        ],
     )
     def test_is_handed_on_as_it_is(self, url: str) -> None:
         assert resolve(url, {}) == {"url": url}
@@ -160,7 +225,7 @@ class TestUrl:
         ):
             resolve("redis://h", place)
 
-    @pytest.mark.parametrize("scheme", ["rediss", "valkeys", "redis+sentinel", "redis+cluster"])
+    @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
     def test_that_this_version_cannot_do(self, scheme: str) -> None:
         with pytest.raises(ValueError, match=rf"{scheme.replace('+', '.')}:// is not supported"):
             resolve(f"{scheme}://:secret@h", {})
@@ -170,12 +235,13 @@ class TestUrl:
     )
     def test_that_is_none(self, url: str) -> None:
         with pytest.raises(
-            ValueError, match="the URL must start with redis://, valkey://, unix://"
+            ValueError,
+            match="the URL must start with redis://, rediss://, valkey://, valkeys://, unix://",
         ):
             resolve(url, {})
 
     def test_never_shows_its_password(self) -> None:
-        for url in ("http://:secret@h", "rediss://:secret@h", "secret"):
+        for url in ("http://:secret@h", "redis+cluster://:secret@h", "secret"):
             with pytest.raises(ValueError, match=r"URL|://") as caught:
                 resolve(url, {})
             assert "secret" not in str(caught.value)
@@ -243,9 +309,17 @@ class TestInstance:
         read = resolve(library(connection_pool=pool), {})
         assert read["host"] == "localhost"
 
-    def test_with_tls_is_not_supported(self, library: type[redis.Redis]) -> None:
-        with pytest.raises(ValueError, match="TLS is not supported by this version"):
-            resolve(library(ssl=True), {})
+    def test_with_tls(self, library: type[redis.Redis]) -> None:
+        read = resolve(library(ssl=True, ssl_ca_certs="/ca.pem", ssl_keyfile=None), {})
+        assert read.items() >= {"ssl": True, "ssl_ca_certs": "/ca.pem"}.items()
+        assert "ssl_keyfile" not in read
+        assert "ssl" not in resolve(library(), {})
+        scheme = "rediss" if "redis" in library.__module__ else "valkeys"
+        assert resolve(library.from_url(f"{scheme}://h"), {})["ssl"] is True
+
+    def test_with_tls_of_a_kind_that_cannot_be_had(self, library: type[redis.Redis]) -> None:
+        with pytest.raises(ValueError, match=r"^ssl_ciphers: .* not supported"):
+            resolve(library(ssl=True, ssl_ciphers="HIGH"), {})
 
     def test_with_a_credential_provider_is_not_supported(self, library: type[redis.Redis]) -> None:
         provider = redis.UsernamePasswordCredentialProvider("u", "p")

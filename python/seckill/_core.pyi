@@ -61,6 +61,15 @@ class CoreClient:
         timeout: float | None = None,
         socket_timeout: float | None = None,
         socket_connect_timeout: float | None = None,
+        ssl: bool | None = None,
+        ssl_ca_certs: str | None = None,
+        ssl_ca_path: str | None = None,
+        ssl_ca_data: bytes | None = None,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        ssl_cert_reqs: str | None = None,
+        ssl_check_hostname: bool | None = None,
+        ssl_min_version: int | None = None,
     ) -> Self: ...
     def acquire_lock(
         self, lockname: _Name, acquire_time: _Milliseconds = 5000, time_out: _Milliseconds = 10000

@@ -35,6 +35,14 @@ if TYPE_CHECKING:
         socket_timeout: float | None
         socket_connect_timeout: float | None
         ssl: bool
+        ssl_ca_certs: str | os.PathLike[str] | None
+        ssl_ca_path: str | os.PathLike[str] | None
+        ssl_ca_data: str | bytes | None
+        ssl_certfile: str | os.PathLike[str] | None
+        ssl_keyfile: str | os.PathLike[str] | None
+        ssl_cert_reqs: str | int | None
+        ssl_check_hostname: bool
+        ssl_min_version: int | None
         decode_responses: bool
         encoding: str
         encoding_errors: str
@@ -62,8 +70,9 @@ if TYPE_CHECKING:
 DEFAULT_URL = "redis://localhost:6379/0"
 ENVIRONMENT = ("SECKILL_REDIS_URL", "REDIS_URL")
 
-SCHEMES = ("redis", "valkey", "unix")
-LATER_SCHEMES = ("rediss", "valkeys", "redis+sentinel", "redis+cluster")
+SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
+TLS_SCHEMES = ("rediss", "valkeys")
+LATER_SCHEMES = ("redis+sentinel", "redis+cluster")
 
 UNSUPPORTED = "is not supported by this version of seckill"
 
@@ -77,17 +86,24 @@ IDLE = frozenset(
     maint_notifications_config max_connections oss_cluster_maint_notifications_handler protocol
     retry retry_on_error retry_on_timeout single_connection_client
     socket_keepalive socket_keepalive_options socket_read_size
-    ssl_ca_certs ssl_ca_data ssl_ca_path ssl_cert_reqs ssl_certfile ssl_check_hostname ssl_ciphers
-    ssl_exclude_verify_flags ssl_include_verify_flags ssl_keyfile ssl_min_version ssl_ocsp_context
-    ssl_ocsp_expected_cert ssl_password ssl_validate_ocsp ssl_validate_ocsp_stapled
     """.split()  # noqa: SIM905
 )
 REFUSED = {
-    "ssl": "TLS",
     "connection_pool": "a connection pool as a keyword (pass the redis.Redis that uses it)",
     "credential_provider": "a credential provider",
     "redis_connect_func": "a connect function",
     "valkey_connect_func": "a connect function",
+}
+# The same, where TLS is used; where it is not, what is said of it has no effect.
+REFUSED_WITH_TLS = {
+    "ssl_ciphers": "a choice of ciphers",
+    "ssl_exclude_verify_flags": "a choice of verify flags",
+    "ssl_include_verify_flags": "a choice of verify flags",
+    "ssl_ocsp_context": "OCSP",
+    "ssl_ocsp_expected_cert": "OCSP",
+    "ssl_password": "an encrypted key",
+    "ssl_validate_ocsp": "OCSP",
+    "ssl_validate_ocsp_stapled": "OCSP",
 }
 
 
@@ -110,20 +126,23 @@ def resolve(source: str | RedisLike | None, options: Mapping[str, object]) -> di
         >>> resolve("redis://localhost:7000/1", {"timeout": 2})
         {'url': 'redis://localhost:7000/1', 'timeout': 2.0}
     """
-    given = _read(options)
+    given, tls = _read(options)
     place = [name for name in PLACE if name in given]
     if source is None:
-        if place or not given.keys().isdisjoint(("db", "username", "password")):
-            return {"host": "localhost"} | given if "unix_socket_path" not in given else given
-        url = next(filter(None, map(os.environ.get, ENVIRONMENT)), DEFAULT_URL)
-        return {"url": _checked(url)} | given
+        source = next(filter(None, map(os.environ.get, ENVIRONMENT)), None)
+        who = not given.keys().isdisjoint(("db", "username", "password"))
+        if place or who or (tls.get("ssl") and source is None):
+            given = given if "unix_socket_path" in given else {"host": "localhost"} | given
+            return given | _used(tls)
+        source, place = source or DEFAULT_URL, []
     if isinstance(source, str):
         if place:
             raise TypeError(
                 f"{place[0]} cannot be given together with a URL: it says where already"
             )
-        return {"url": _checked(source)} | given
-    return _of_client(source) | given
+        return {"url": _checked(source)} | given | _used(tls, source)
+    settings, read = _of_client(source)
+    return settings | given | _used(read | tls)
 
 
 def _checked(url: str) -> str:
@@ -136,23 +155,45 @@ def _checked(url: str) -> str:
     return url
 
 
-def _read(options: Mapping[str, object]) -> dict[str, object]:
-    """The settings among the keywords, in the types that the core takes; None means not given."""
+def _read(options: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """The settings among the keywords, in the types that the core takes; None means not given.
+
+    Those of TLS are apart, as they were given: whether they mean anything is not yet known.
+    """
     given: dict[str, object] = {}
+    tls: dict[str, object] = {}
     for name, value in options.items():
         if name in READ:
             if value is not None:
                 given[name] = READ[name](name, value)
+        elif name in READ_WITH_TLS or name in REFUSED_WITH_TLS:
+            tls[name] = value
         elif name in REFUSED:
             if value:
                 raise ValueError(f"{name}: {REFUSED[name]} {UNSUPPORTED}")
         elif name not in IDLE:
             raise TypeError(f"Client() got an unexpected keyword argument {name!r}")
-    return given
+    return given, tls
 
 
-def _of_client(client: RedisLike) -> dict[str, object]:
-    """The connection settings of a redis-py or valkey-py client."""
+def _used(tls: dict[str, object], url: str | None = None) -> dict[str, object]:
+    """What was said of TLS, if it is used: where there is a URL, that says so."""
+    scheme = url and url.partition("://")[0].lower()
+    if scheme in TLS_SCHEMES or tls.get("ssl"):
+        for name, words in REFUSED_WITH_TLS.items():
+            if tls.get(name):
+                raise ValueError(f"{name}: {words} {UNSUPPORTED}")
+        # As in redis-py, None asks for no proof; of the others it means not given.
+        return {
+            name: read(name, tls[name])
+            for name, read in READ_WITH_TLS.items()
+            if name in tls and (tls[name] is not None or name == "ssl_cert_reqs")
+        }
+    return {}
+
+
+def _of_client(client: RedisLike) -> tuple[dict[str, object], dict[str, object]]:
+    """The connection settings of a redis-py or valkey-py client; those of TLS apart."""
     name = f"{type(client).__module__}.{type(client).__qualname__}".removeprefix("builtins.")
     if hasattr(client, "nodes_manager"):
         raise TypeError(f"{name}: a cluster {UNSUPPORTED}")
@@ -162,14 +203,14 @@ def _of_client(client: RedisLike) -> dict[str, object]:
         raise TypeError(f"source must be a URL, redis.Redis or valkey.Valkey, not {name}")
     if hasattr(pool, "service_name"):
         raise TypeError(f"{name}: following Sentinel {UNSUPPORTED}")
-    ancestors = getattr(pool, "connection_class", object).__mro__
-    if any(ancestor.__name__ == "SSLConnection" for ancestor in ancestors):
-        raise ValueError(f"{name}: TLS {UNSUPPORTED}")
-    known = {key: value for key, value in settings.items() if key in READ or key in REFUSED}
+    read = READ.keys() | READ_WITH_TLS.keys() | REFUSED.keys() | REFUSED_WITH_TLS.keys()
+    known = {key: value for key, value in settings.items() if key in read}
     if "path" in settings:
         known["unix_socket_path"] = settings["path"]
-    given = _read(known)
-    return given if "unix_socket_path" in given else {"host": "localhost"} | given
+    given, tls = _read(known)
+    ancestors = getattr(pool, "connection_class", object).__mro__
+    tls["ssl"] = any(ancestor.__name__ == "SSLConnection" for ancestor in ancestors)
+    return given if "unix_socket_path" in given else {"host": "localhost"} | given, tls
 
 
 def _text(name: str, value: object) -> str:
@@ -218,6 +259,38 @@ def _seconds(name: str, value: object) -> float:
     return float(value)
 
 
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool | int):
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return bool(value)
+
+
+def _certificates(name: str, value: object) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"{name} must be a str (PEM) or bytes (DER), not {type(value).__name__}")
+    return bytes(value)
+
+
+def _proof(name: str, value: object) -> str:
+    """`ssl_cert_reqs`: a word, or an `ssl.VerifyMode`, which is an int."""
+    words = ("none", "optional", "required")
+    number = 0 if value is None else value
+    if isinstance(number, int) and 0 <= number < len(words):
+        return words[number]
+    if value not in words:
+        raise ValueError(f"{name} must be 'required', 'optional' or 'none', not {value!r}")
+    return str(value)
+
+
+def _version(name: str, value: object) -> int:
+    """An `ssl.TLSVersion`, which is an int."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an ssl.TLSVersion, not {type(value).__name__}")
+    return int(value)
+
+
 READ: dict[str, Callable[[str, object], object]] = {
     "host": _text,
     "port": _port,
@@ -229,4 +302,15 @@ READ: dict[str, Callable[[str, object], object]] = {
     "timeout": _seconds,
     "socket_timeout": _seconds,
     "socket_connect_timeout": _seconds,
+}
+READ_WITH_TLS: dict[str, Callable[[str, object], object]] = {
+    "ssl": _flag,
+    "ssl_ca_certs": _path,
+    "ssl_ca_path": _path,
+    "ssl_ca_data": _certificates,
+    "ssl_certfile": _path,
+    "ssl_keyfile": _path,
+    "ssl_cert_reqs": _proof,
+    "ssl_check_hostname": _flag,
+    "ssl_min_version": _version,
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 use super::args::{self, Given};
 use super::{ending, errors, gate, owners};
@@ -18,6 +18,7 @@ use crate::client::Client;
 use crate::fork;
 use crate::patrol::Patrol;
 use crate::settings::{Address, Settings, duration};
+use crate::tls::{Tls, excludes_tls12, verifies};
 use crate::wish::{Outcome, Wish};
 
 /// A client over one server; `seckill.Client` is its Python face.
@@ -113,7 +114,9 @@ fn run_signal_handlers(py: Python<'_>) -> PyResult<()> {
 impl CoreClient {
     #[new]
     #[pyo3(signature = (*, url=None, host=None, port=None, unix_socket_path=None, db=None, username=None,
-        password=None, client_name=None, timeout=None, socket_timeout=None, socket_connect_timeout=None))]
+        password=None, client_name=None, timeout=None, socket_timeout=None, socket_connect_timeout=None,
+        ssl=None, ssl_ca_certs=None, ssl_ca_path=None, ssl_ca_data=None, ssl_certfile=None, ssl_keyfile=None,
+        ssl_cert_reqs=None, ssl_check_hostname=None, ssl_min_version=None))]
     // One for each keyword of Python's constructor.
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -128,6 +131,15 @@ impl CoreClient {
         timeout: Option<f64>,
         socket_timeout: Option<f64>,
         socket_connect_timeout: Option<f64>,
+        ssl: Option<bool>,
+        ssl_ca_certs: Option<PathBuf>,
+        ssl_ca_path: Option<PathBuf>,
+        ssl_ca_data: Option<Vec<u8>>,
+        ssl_certfile: Option<PathBuf>,
+        ssl_keyfile: Option<PathBuf>,
+        ssl_cert_reqs: Option<&str>,
+        ssl_check_hostname: Option<bool>,
+        ssl_min_version: Option<i64>,
     ) -> PyResult<Self> {
         let mut settings = Settings::default();
         if let Some(path) = unix_socket_path {
@@ -147,8 +159,27 @@ impl CoreClient {
         settings.socket_timeout =
             seconds(socket_timeout, "socket_timeout")?.unwrap_or(settings.socket_timeout);
         settings.connect_timeout = seconds(socket_connect_timeout, "socket_connect_timeout")?;
+        let tls = Tls {
+            ca_certs: ssl_ca_certs,
+            ca_path: ssl_ca_path,
+            ca_data: ssl_ca_data,
+            certfile: ssl_certfile,
+            keyfile: ssl_keyfile,
+            verify: ssl_cert_reqs.map_or(Ok(true), verifies).map_err(PyValueError::new_err)?,
+            check_hostname: ssl_check_hostname.unwrap_or(true),
+            only_tls13: ssl_min_version.is_some_and(excludes_tls12),
+            ..Tls::default()
+        };
         if let Some(url) = url {
+            settings.tls = Some(tls);
             settings.read_url(url).map_err(PyValueError::new_err)?;
+            if ssl == Some(true) && settings.tls.is_none() {
+                let why = "ssl: the URL says that there is no TLS; rediss:// asks for it";
+                return Err(PyValueError::new_err(why));
+            }
+        } else if ssl == Some(true) && matches!(settings.address, Address::Tcp(..)) {
+            tls.check().map_err(PyValueError::new_err)?;
+            settings.tls = Some(tls);
         }
         let living = RwLock::new(Living::new(&settings));
         Ok(Self { settings, living })
@@ -263,6 +294,22 @@ impl CoreClient {
         settings.set_item("socket_timeout", ours.socket_timeout.as_secs_f64())?;
         let connect_timeout = ours.connect_timeout.map(|limit| limit.as_secs_f64());
         settings.set_item("socket_connect_timeout", connect_timeout)?;
+        if let Some(tls) = &ours.tls {
+            settings.set_item("ssl", true)?;
+            for (name, path) in [
+                ("ssl_ca_certs", &tls.ca_certs),
+                ("ssl_ca_path", &tls.ca_path),
+                ("ssl_certfile", &tls.certfile),
+                ("ssl_keyfile", &tls.keyfile),
+            ] {
+                settings.set_item(name, path.as_ref().map(|path| path.as_os_str()))?;
+            }
+            let data = tls.ca_data.as_ref().map(|data| PyBytes::new(py, data));
+            settings.set_item("ssl_ca_data", data)?;
+            settings.set_item("ssl_cert_reqs", if tls.verify { "required" } else { "none" })?;
+            settings.set_item("ssl_check_hostname", tls.check_hostname)?;
+            settings.set_item("ssl_min_version", if tls.only_tls13 { 0x0304 } else { 0x0303 })?;
+        }
         Ok(settings)
     }
 

