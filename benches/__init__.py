@@ -5,7 +5,7 @@ turns, several rounds long; the ratio is taken in each round and the table shows
 rounds and their range. A run whose stock and sales do not add up gives no figure at all.
 
 The second table tells what a crowd of asyncio tasks costs, next to what asyncio itself costs: the
-same crowd on plain futures.
+same crowd on plain futures. The third is about locks: ratios again, and how fair they are.
 
     rows.py        what is compared with what, and the floors and goals
     sides.py       one sale, as each library makes it
@@ -13,7 +13,10 @@ same crowd on plain futures.
     worker.py      the process that is measured: warm up, wait for the word, sell, report
     aio_worker.py  the same, with asyncio tasks in place of threads
     rates.py       sales per second: workers started together, or redis-benchmark
-    handoff.py     from one process's release of a lock to the other's acquire
+    locks.py       what is measured of locks, and its rows
+    lock_sides.py  a lock, as each library has it
+    lock_worker.py the process that takes locks: alone, or a crowd on one of them
+    handoff.py     from one's release of a lock to the other's acquire
     startup.py     what `import seckill` adds to a bare interpreter
     figures.py     what a crowd of waiting tasks costs: memory, a blocked loop, the server's time
     crowd.py       the process that such a crowd is in

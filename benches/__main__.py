@@ -1,4 +1,4 @@
-"""`python -m benches`: measures, prints two tables, stores JSON."""
+"""`python -m benches`: measures, prints three tables, stores JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from statistics import median
 
 from . import call, machine
 from .figures import FIGURES
+from .locks import LOCKS
 from .rates import Bench, NotMeasured
 from .report import Result, Side, store, table, table_of_figures
 from .rows import CONTESTS, Contest
@@ -18,7 +19,12 @@ from .server import BINARIES, serving
 LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
-NOT_QUICK = {"tasks-10", "tasks-100", "memory-100000", "blocked-10000", "blocked-100000"}
+ROWS = (*CONTESTS, *LOCKS, *FIGURES)
+
+NOT_QUICK = {
+    *("tasks-10", "tasks-100", "lock-waiters"),
+    *("memory-100000", "blocked-10000", "blocked-100000"),
+}
 """What runs nothing that other rows do not run, too, with another number of tasks."""
 
 DISTURBED = 0.1
@@ -33,6 +39,7 @@ def main() -> int:
     about: dict[str, object] = {"machine": machine.describe()}
     results: list[Result] = []
     figures: list[Result] = []
+    locks: list[Result] = []
     with serving(options.server) as server:
         about["server"] = server.version
         print(headline(about), flush=True)
@@ -42,6 +49,8 @@ def main() -> int:
         for name in options.rows:
             if name in CONTESTS:
                 results += play(name, CONTESTS[name], bench, options.rounds, options.patience)
+            elif name in LOCKS:
+                locks += play(name, LOCKS[name], bench, options.rounds, options.patience)
             else:
                 rounds = min(options.rounds, ROUNDS_FOR_FIGURES)
                 figures += play(name, FIGURES[name], bench, rounds, options.patience)
@@ -50,12 +59,14 @@ def main() -> int:
         print(f"\n{table(results)}")
     if figures:
         print(f"\n{table_of_figures(figures)}")
-    played = rounds_played(results, figures)
+    if locks:
+        print(f"\n{table(locks)}")
+    played = rounds_played(results, figures, locks)
     print(f"\nMedians of {played} rounds in turns, in brackets the range over the rounds.")
-    crowded = max(median(result.company) for result in results + figures)
+    crowded = max(median(result.company) for result in results + figures + locks)
     print(f"Others used up to {crowded:.0%} of the machine meanwhile.")
-    store(options.json or LATEST, about, results, figures)
-    failures = [result for result in results + figures if result.failure]
+    store(options.json or LATEST, about, results, figures, locks)
+    failures = [result for result in results + figures + locks if result.failure]
     for result in failures:
         print(f"not measured: {result.row.what}: {result.failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -113,7 +124,7 @@ def headline(about: dict[str, object]) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short: shows that it runs")
-    parser.add_argument("--rows", nargs="+", choices=[*CONTESTS, *FIGURES], help="default all")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, help="default all")
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--seconds", type=float, help="of each side in each round; default 1")
     parser.add_argument("--json", type=Path, help=f"default {LATEST.parent.name}/{LATEST.name}")
@@ -122,9 +133,7 @@ def parse() -> argparse.Namespace:
     )
     options = parser.parse_args()
     quick = options.quick
-    options.rows = options.rows or [
-        name for name in (*CONTESTS, *FIGURES) if not (quick and name in NOT_QUICK)
-    ]
+    options.rows = options.rows or [name for name in ROWS if not (quick and name in NOT_QUICK)]
     options.rounds = options.rounds or (1 if quick else 5)
     options.seconds = options.seconds or (0.2 if quick else 1.0)
     options.handoffs, options.starts = (3, 3) if quick else (25, 10)

@@ -59,7 +59,7 @@ def one_sale(lock: str, stock: str) -> ScriptCall:
     """What `update_inventory(lock, stock, -1)` sends, on a lock that is free; see stock.lua."""
     source = "".join((SCRIPTS / name).read_text() for name in ("session.lua", "stock.lua"))
     keys = (f"seckill:{{{stock}}}:{SESSION}:{stock}", stock, lock)
-    return ScriptCall(source, keys, (NUMBER, NEVER, "600000", "", "-1", "1"))
+    return ScriptCall(source, keys, (NUMBER, NEVER, "600000", "", "", "-1", "1"))
 
 
 ONE_SALE = (

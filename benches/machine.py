@@ -15,6 +15,7 @@ PACKAGES = (
     "seckill",
     "redis",
     "hiredis",
+    "python-redis-lock",
     "valkey-glide-sync",
     "valkey-glide",
     "coredis",

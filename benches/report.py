@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class Result:
             row.what,
             _side(self.ours, row),
             _side(self.theirs, row),
-            "" if self.failure else _range(self.comparisons, row),
+            "" if self.failure or row.compare is Compare.BESIDE else _range(self.comparisons, row),
             _wanted(row.floor, row.compare),
             _wanted(row.goal, row.compare),
             self.reached,
@@ -105,12 +106,17 @@ def _drawn(lines: list[tuple[str, ...]]) -> str:
 
 
 def store(
-    path: Path, about: dict[str, object], results: list[Result], figures: list[Result]
+    path: Path,
+    about: dict[str, object],
+    results: list[Result],
+    figures: list[Result],
+    locks: list[Result],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = about | {
         "rows": [result.record() for result in results],
         "figures": [result.record() for result in figures],
+        "locks": [result.record() for result in locks],
     }
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
@@ -123,13 +129,15 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
 def _side(side: Side, row: Row) -> str:
     if side.failure:
         return side.failure
-    tail = f" (p99 {side.p99:.2f})" if side.p99 is not None else ""
+    # Only where all samples are of one kind do they have one.
+    p99 = side.p99 if row.figure is median else None
+    tail = f" (p99 {p99:.2f})" if p99 is not None else ""
     return row.unit.value.format(median(side.figures(row.figure))) + tail
 
 
 def _range(comparisons: list[float], row: Row) -> str:
     middle, low, high = median(comparisons), min(comparisons), max(comparisons)
-    if row.compare is not Compare.ADDED:
+    if row.compare.is_ratio:
         return f"{middle:.2f} ({low:.2f}–{high:.2f})"
     if row.unit is Unit.BYTES:
         return f"{middle:+,.0f} B ({low:,.0f}–{high:,.0f})"
@@ -145,13 +153,18 @@ def _wanted(figure: float | None, compare: Compare) -> str:
 def _record(name: str, side: Side, row: Row) -> dict[str, object]:
     if side.failure:
         return {"name": name, "failure": side.failure}
-    return {"name": name, **_spread(side.figures(row.figure)), "p99": side.p99}
+    p99 = side.p99 if row.figure is median else None
+    return {"name": name, **_spread(side.figures(row.figure)), "p99": p99}
 
 
 def _spread(figures: list[float]) -> dict[str, object]:
+    told = {"median": median(figures), "min": min(figures), "max": max(figures)}
     return {
-        "median": median(figures),
-        "min": min(figures),
-        "max": max(figures),
-        "rounds": figures,
+        **{name: _finite(figure) for name, figure in told.items()},
+        "rounds": [_finite(figure) for figure in figures],
     }
+
+
+def _finite(figure: float) -> float | None:
+    """JSON has no infinity, which is what something is through nothing."""
+    return figure if math.isfinite(figure) else None

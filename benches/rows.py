@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from statistics import median
 
-from .handoff import handoffs
 from .rates import Measure, redis_benchmark, workers
 from .startup import interpreter
 
@@ -15,12 +15,19 @@ from .startup import interpreter
 class Compare(Enum):
     FASTER = "ours through theirs: how many times as many"
     SOONER = "theirs through ours: how many times sooner"
+    FEWER = "theirs through ours: how many times fewer"
     ADDED = "ours minus theirs: what it adds"
+    BESIDE = "ours beside theirs"
+
+    @property
+    def is_ratio(self) -> bool:
+        return self not in (Compare.ADDED, Compare.BESIDE)
 
     def of(self, ours: float, theirs: float) -> float:
-        if self is Compare.FASTER:
-            return ours / theirs
-        return theirs / ours if self is Compare.SOONER else ours - theirs
+        if not self.is_ratio:
+            return ours - theirs
+        more, less = (ours, theirs) if self is Compare.FASTER else (theirs, ours)
+        return more / less if less else math.inf
 
     def reached(self, figure: float, wanted: float) -> bool:
         return figure <= wanted if self is Compare.ADDED else figure >= wanted
@@ -29,9 +36,11 @@ class Compare(Enum):
 class Unit(Enum):
     """What the figures of a side are, and how they are written."""
 
-    SALES = "{:,.0f}/s"
-    MILLISECONDS = "{:.2f} ms"
+    PER_SECOND = "{:,.0f}/s"
+    MILLISECONDS = "{:,.2f} ms"
     BYTES = "{:,.0f} B"
+    COUNT = "{:,.1f}"
+    SHARE = "{:.0%}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Row:
     ours: str
     theirs: str
     compare: Compare = Compare.FASTER
-    unit: Unit = Unit.SALES
+    unit: Unit = Unit.PER_SECOND
     floor: float | None = None
     goal: float | None = None
     figure: Callable[[Sequence[float]], float] = median
@@ -151,20 +160,6 @@ CONTESTS: dict[str, Contest] = {
     "tasks-100": crowd_of_tasks(100),
     "tasks-1000": crowd_of_tasks(1_000, among_all=True),
     "tasks-10000": crowd_of_tasks(10_000),
-    "handoff": Contest(
-        {"seckill": handoffs("seckill"), "redis-py Lock": handoffs("redis-py")},
-        (
-            Row(
-                "lock hand-off, redis-py Lock",
-                "seckill",
-                "redis-py Lock",
-                Compare.SOONER,
-                Unit.MILLISECONDS,
-                floor=30,
-                goal=100,
-            ),
-        ),
-    ),
     "import": Contest(
         {
             "import seckill": interpreter("seckill"),

@@ -192,14 +192,28 @@ impl Call {
     }
 
     fn queue(&mut self) -> Option<Progress> {
-        if let (Wish::Acquire { lock, .. }, Some(acquiring)) = (&self.wish, &mut self.acquiring)
-            && let Some(turn) = &acquiring.turn
-        {
-            let told = self.client.ear.told(lock);
-            match turn.standing(Instant::now(), self.patience, told) {
-                Standing::Turn => acquiring.held = turn.lock_is_held(told),
-                Standing::Held => return Some(self.refuse()),
-                Standing::Wait(until) => return Some(Progress::Wait(until)),
+        let Some(Acquiring { turn: Some(turn), .. }) = self.acquiring.as_deref() else {
+            return self.ask();
+        };
+        let now = Instant::now();
+        let told = match &self.wish {
+            Wish::Acquire { lock, .. } => self.client.ear.told(lock),
+            _ => None,
+        };
+        // Nobody waits for a silent server for longer because he was not the first to ask it.
+        let silent = turn.unanswered_since().filter(|_| self.endless);
+        let limit = silent.map(|since| since + self.client.settings().timeout);
+        let standing = turn.standing(now, self.patience, told);
+        let held = turn.lock_is_held(told);
+        match standing {
+            _ if limit.is_some_and(|limit| limit <= now) => {
+                let error = self.client.combiner.unreached();
+                return Some(self.fail(error));
+            }
+            Standing::Turn => self.acquiring.iter_mut().for_each(|it| it.held = held),
+            Standing::Held => return Some(self.refuse()),
+            Standing::Wait(until) => {
+                return Some(Progress::Wait(limit.map_or(until, |limit| limit.min(until))));
             }
         }
         self.ask()
@@ -251,7 +265,7 @@ impl Call {
 
     fn sleep(&mut self) -> Option<Progress> {
         let now = Instant::now();
-        let again = self.acquiring.as_deref().and_then(Acquiring::ask_again);
+        let again = self.acquiring.as_deref().and_then(|it| it.ask_again(self.patience));
         let waiter = self.waiter.as_mut()?;
         match waiter.look(now, self.patience, &self.caller) {
             Look::Try => self.ask(),
@@ -328,8 +342,10 @@ impl Call {
     fn undo(&mut self, under_way: bool) -> Option<Arc<Step>> {
         let Wish::Acquire { lock, .. } = &self.wish else { return None };
         let acquiring = self.acquiring.as_deref_mut()?;
+        if acquiring.hold.is_some() {
+            self.client.holdings.remove(lock, &acquiring.token);
+        }
         let undoing = acquiring.undo(lock, under_way)?;
-        self.client.holdings.remove(lock, &acquiring.token);
         Some(self.run_orphan(undoing))
     }
 
@@ -368,5 +384,6 @@ impl Drop for Call {
 }
 
 fn release(lock: &Name, token: &Token) -> Ask {
-    Ask::Release { lock: Arc::clone(lock), token: Arc::clone(token), place: None }
+    let (lock, token) = (Arc::clone(lock), Some(Arc::clone(token)));
+    Ask::Release { lock, token, by: None, place: None }
 }

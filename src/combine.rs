@@ -249,14 +249,21 @@ impl Combiner {
     /// What a call ends with that goes because its time is over.
     #[cold]
     pub fn too_late(&self, step: &Step) -> Error {
-        let under_way = self.leave(step);
-        let trouble = lock(&self.trouble).clone();
-        let because = if trouble.is_empty() { String::new() } else { format!(" ({trouble})") };
-        if under_way {
-            Error::OutcomeUnknown(format!("no answer came in time{because}"))
+        if self.leave(step) {
+            Error::OutcomeUnknown(format!("no answer came in time{}", self.because()))
         } else {
-            Error::Unreachable(format!("the server could not be reached in time{because}"))
+            self.unreached()
         }
+    }
+
+    /// What a call ends with that has not even asked.
+    pub fn unreached(&self) -> Error {
+        Error::Unreachable(format!("the server could not be reached in time{}", self.because()))
+    }
+
+    fn because(&self) -> String {
+        let trouble = lock(&self.trouble);
+        if trouble.is_empty() { String::new() } else { format!(" ({trouble})") }
     }
 
     /// Wakes the pilot, or starts it.

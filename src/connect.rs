@@ -7,7 +7,8 @@
 //! |---|---|---|
 //! | `Resolving` | a helper thread's `getaddrinfo`, which nothing can interrupt | `Connecting` |
 //! | `Connecting` | a socket to connect, to one address after the other | `Securing` |
-//! | `Securing` | the server to agree on TLS, if it is wanted | `Greeting` |
+//! | `Securing` | the server to agree on TLS, if it is wanted | `Asking`, or `Greeting` |
+//! | `Asking` | who knows user and password, if somebody has to be asked | `Greeting` |
 //! | `Greeting` | the replies to the handshake | a [`Wire`], ready, and the server's clock |
 //!
 //! The handshake is `HELLO 3` with the credentials; a server that does not know it is greeted again
@@ -27,6 +28,7 @@ use crate::clock::ServerClock;
 use crate::dial::{Dialing, resolve};
 use crate::error::{Error, is_passing};
 use crate::inherited::OpenFd;
+use crate::login::{Login, Told};
 use crate::settings::{Address, Settings};
 use crate::tls::{Failure, Secured, Tls};
 use crate::transport::{Line, Wire};
@@ -67,11 +69,13 @@ enum Stage {
     Resolving(Receiver<io::Result<Vec<SocketAddr>>>),
     Connecting(Dialing),
     Securing(Wire),
+    Asking(Wire, Receiver<Told>),
     Greeting(Greeting),
 }
 
 struct Greeting {
     wire: Wire,
+    login: Option<Login>,
     expected: VecDeque<Expect>,
     clock: Option<ServerClock>,
     listening: bool,
@@ -122,6 +126,15 @@ impl Opening {
                     Ok(false) => Ok(None),
                     Err(error) => Err(broken(&error, &self.settings)),
                 },
+                Stage::Asking(_, answer) => match told(answer, slice) {
+                    Ok(Some(login)) => self.greet(Some(login)).map(Some),
+                    Ok(None) => Ok(None),
+                    Err(trouble) => {
+                        // Nothing is to come any more.
+                        drop(self.wire());
+                        Err(trouble)
+                    }
+                },
                 Stage::Greeting(greeting) => {
                     match greeting.advance(&self.settings, self.listen, slice) {
                         Ok(true) => return Ok(Some(self.opened()?)),
@@ -140,11 +153,28 @@ impl Opening {
     }
 
     fn secured(&mut self) -> Result<Stage, Trouble> {
-        match std::mem::replace(&mut self.stage, Stage::Impossible("secured before".to_owned())) {
-            Stage::Securing(wire) => {
-                Ok(Stage::Greeting(Greeting::new(wire, &self.settings, self.listen)))
-            }
-            _ => Err(Trouble::Unreachable("there is no connection to secure".to_owned())),
+        let settings = Arc::clone(&self.settings);
+        if let Some(provider) = &settings.provider {
+            return Ok(Stage::Asking(self.wire()?, provider.ask()));
+        }
+        let (username, password) = (&settings.username, &settings.password);
+        // A user may do without a password.
+        let login = (username.is_some() || password.is_some()).then(|| Login {
+            username: username.clone(),
+            password: password.clone().unwrap_or_default(),
+        });
+        self.greet(login)
+    }
+
+    fn greet(&mut self, login: Option<Login>) -> Result<Stage, Trouble> {
+        Ok(Stage::Greeting(Greeting::new(self.wire()?, login, &self.settings, self.listen)))
+    }
+
+    /// The connection, on its way from stage to stage.
+    fn wire(&mut self) -> Result<Wire, Trouble> {
+        match std::mem::replace(&mut self.stage, Stage::Impossible("taken before".to_owned())) {
+            Stage::Securing(wire) | Stage::Asking(wire, _) => Ok(wire),
+            _ => Err(Trouble::Unreachable("there is no connection".to_owned())),
         }
     }
 
@@ -162,6 +192,7 @@ impl Opening {
             Stage::Resolving(_) => "looking the name up",
             Stage::Connecting(_) | Stage::Impossible(_) => "connecting",
             Stage::Securing(_) => "agreeing on TLS (does this port speak it?)",
+            Stage::Asking(..) => "asking for user and password",
             Stage::Greeting(_) => "waiting for an answer to the handshake",
         };
         let limit = limit(&self.settings);
@@ -179,6 +210,26 @@ impl Opening {
                 Trouble::Refused(Error::Unreachable(format!("cannot connect to {address}: {why}")))
             }
             refused @ Trouble::Refused(_) => refused,
+        }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let stage = std::mem::replace(&mut self.stage, Stage::Impossible(String::new()));
+        if let (Stage::Asking(_, answer), Some(provider)) = (stage, &self.settings.provider) {
+            provider.give_up(answer);
+        }
+    }
+}
+
+fn told(answer: &Receiver<Told>, until: Instant) -> Result<Option<Login>, Trouble> {
+    match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        Ok(Ok(login)) => Ok(Some(login)),
+        Ok(Err(unknown)) => Err(Trouble::Refused(Error::NoLogin(unknown))),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => {
+            Err(Trouble::Unreachable("no thread to ask for user and password".to_owned()))
         }
     }
 }
@@ -233,13 +284,14 @@ fn limit(settings: &Settings) -> Duration {
 }
 
 impl Greeting {
-    fn new(wire: Wire, settings: &Settings, listen: bool) -> Self {
+    fn new(wire: Wire, login: Option<Login>, settings: &Settings, listen: bool) -> Self {
+        let expected = VecDeque::new();
         let mut greeting =
-            Self { wire, expected: VecDeque::new(), clock: None, listening: false, resp2: false };
+            Self { wire, login, expected, clock: None, listening: false, resp2: false };
         let mut hello = redis::cmd("HELLO");
         hello.arg(3);
-        if let Some((username, password)) = credentials(settings) {
-            hello.arg("AUTH").arg(username.unwrap_or("default")).arg(password);
+        if let Some(Login { username, password }) = &greeting.login {
+            hello.arg("AUTH").arg(username.as_deref().unwrap_or("default")).arg(password);
         }
         greeting.say(&hello, Expect::Hello);
         greeting.say_the_rest(settings, listen);
@@ -250,7 +302,7 @@ impl Greeting {
     fn again_in_resp2(&mut self, settings: &Settings) {
         self.resp2 = true;
         self.expected.clear();
-        if let Some((username, password)) = credentials(settings) {
+        if let Some(Login { username, password }) = self.login.take() {
             let mut auth = redis::cmd("AUTH");
             if let Some(username) = username {
                 auth.arg(username);
@@ -348,12 +400,6 @@ impl Greeting {
         }
         Ok(false)
     }
-}
-
-/// User and password, if there is anything to say: a user may do without a password.
-fn credentials(settings: &Settings) -> Option<(Option<&str>, &str)> {
-    let (username, password) = (settings.username.as_deref(), settings.password.as_deref());
-    (username.is_some() || password.is_some()).then(|| (username, password.unwrap_or("")))
 }
 
 fn refusal(expect: Expect, code: &str, detail: &str) -> Trouble {

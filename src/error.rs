@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::login::Unknown;
 use crate::names::Name;
 
 /// Why a call did not do what it was asked to do.
@@ -48,6 +49,8 @@ pub enum Error {
     OutcomeUnknown(String),
     /// The server does not accept the credentials; nothing was sent but them.
     Authentication(String),
+    /// Who was to tell user and password did not; nothing was sent.
+    NoLogin(Unknown),
     /// The server refused, and changed nothing.
     Refused {
         /// The first word of the server's error.

@@ -12,7 +12,7 @@ use crate::clock::ServerClock;
 use crate::error::{Error, is_passing};
 use crate::names::{place_key, side_key};
 use crate::script::Script;
-use crate::step::{Ask, Extension, Reply, Right, Step};
+use crate::step::{Ask, Attempt, Extension, Reply, Right, Step};
 
 /// How long a record lives after its batch: more than anybody asks for it.
 pub const RECORD_LIFE: Duration = Duration::from_mins(10);
@@ -141,31 +141,27 @@ impl ScriptCall {
                 keys(&[key]);
                 command.arg("").arg("");
             }
-            Ask::Acquire { lock, token, lease, again, fenced, place } => {
-                let side = place.map(|place| {
-                    [side_key("queue", lock), side_key("lives", lock), place_key(&place.id, lock)]
-                });
+            Ask::Acquire { lock, token, lease, again, fenced, attempt, place } => {
+                let side = place.map(|_| place_keys(attempt, lock));
                 let fence = fenced.then(|| side_key("fence", lock));
-                let mut names: Vec<&[u8]> = vec![lock];
-                names.extend(side.iter().flatten().map(Vec::as_slice));
-                names.extend(fence.as_deref());
-                keys(&names);
+                keys(&all(lock, side.as_ref(), fence.as_ref()));
+                let flag = |set: bool| if set { "1" } else { "" };
                 command.arg(&token[..]).arg(lease.map_or_else(String::new, |ms| ms.to_string()));
-                command.arg(if *again { "1" } else { "" }).arg(if *fenced { "1" } else { "" });
+                command.arg(flag(*again)).arg(flag(*fenced)).arg(&attempt[..]);
                 if let Some(place) = place {
-                    let life = if place.waits { PLACE_LIFE.as_millis() } else { 0 };
-                    command.arg(&place.id[..]).arg(clock.at(place.arrived)).arg(life.to_string());
-                    command.arg(if place.fair { "1" } else { "" });
+                    let life = PLACE_LIFE.as_millis().to_string();
+                    command.arg(clock.at(place.arrived)).arg(life);
+                    command.arg(flag(place.waits)).arg(flag(place.fair));
                 }
             }
-            Ask::Release { lock, token, place } => {
-                if let Some(id) = place {
-                    let (queue, lives) = (side_key("queue", lock), side_key("lives", lock));
-                    keys(&[lock, &queue, &lives, &place_key(id, lock)]);
-                } else {
-                    keys(&[lock]);
+            Ask::Release { lock, token, by, place } => {
+                let side = place.as_ref().map(|place| place_keys(place, lock));
+                let fence = by.map(|_| side_key("fence", lock));
+                keys(&all(lock, side.as_ref(), fence.as_ref()));
+                command.arg(token.as_deref().unwrap_or_default());
+                for attempt in [place, by] {
+                    command.arg(attempt.as_ref().map_or(&b""[..], |attempt| &attempt[..]));
                 }
-                command.arg(&token[..]).arg(place.as_ref().map_or(&b""[..], |id| &id[..]));
             }
             Ask::Extend { lock, token, ms, how } => {
                 keys(&[lock]);
@@ -195,6 +191,21 @@ impl ScriptCall {
             step.finish(reply.clone());
         }
     }
+}
+
+/// Queue, lives and place.
+fn place_keys(attempt: &Attempt, lock: &[u8]) -> [Vec<u8>; 3] {
+    [side_key("queue", lock), side_key("lives", lock), place_key(attempt, lock)]
+}
+
+/// A lock's keys, in the order in which its scripts want them.
+fn all<'a>(
+    lock: &'a [u8],
+    side: Option<&'a [Vec<u8>; 3]>,
+    fence: Option<&'a Vec<u8>>,
+) -> Vec<&'a [u8]> {
+    let side = side.into_iter().flatten().chain(fence).map(Vec::as_slice);
+    std::iter::once(lock).chain(side).collect()
 }
 
 /// Whether two steps differ in nothing but the change.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+use crate::login::Provider;
 use crate::tls::Tls;
 
 /// Everything that a client needs to know to connect.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub username: Option<String>,
     /// The password; never shown.
     pub password: Option<String>,
+    /// Who is asked for both at each connect, in their place.
+    pub provider: Option<Provider>,
     /// What `CLIENT SETNAME` gets.
     pub client_name: Option<String>,
     /// Bound of a call that has no `time_out` of its own.
@@ -61,6 +64,7 @@ impl Default for Settings {
             db: 0,
             username: None,
             password: None,
+            provider: None,
             client_name: None,
             timeout: Duration::from_secs(10),
             socket_timeout: Duration::from_secs(1),

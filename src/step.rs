@@ -44,6 +44,8 @@ pub enum Ask {
         again: bool,
         /// A fence is wanted.
         fenced: bool,
+        /// This attempt, whose place it is, too.
+        attempt: Attempt,
         /// The place in the queue of all processes.
         place: Option<QueuePlace>,
     },
@@ -51,10 +53,12 @@ pub enum Ask {
     Release {
         /// The lock's name.
         lock: Name,
-        /// The token that shall be there.
-        token: Token,
+        /// The token that shall be there; none to give up a place only.
+        token: Option<Token>,
+        /// The attempt that must have left it there, if others may have chosen the same token.
+        by: Option<Attempt>,
         /// The place to give up, too.
-        place: Option<PlaceId>,
+        place: Option<Attempt>,
     },
     /// Set how much longer the token holds a lock.
     Extend {
@@ -85,14 +89,12 @@ pub enum Right {
     Held(Token),
 }
 
-/// Who one is in the queue of all processes: 128 random bits.
-pub type PlaceId = [u8; 32];
+/// One attempt to take a lock, and who one is in the queue of all processes: 128 random bits.
+pub type Attempt = [u8; 32];
 
 /// A place in the queue of all processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueuePlace {
-    /// Whose it is.
-    pub id: PlaceId,
     /// When its owner came.
     pub arrived: Instant,
     /// Whether to wait there, if the lock is not to be had.
@@ -152,7 +154,7 @@ pub enum Reply {
     /// Somebody else is before the caller in the queue.
     Queued {
         /// Who that is.
-        behind: PlaceId,
+        behind: Attempt,
         /// When that place is void, if it is not renewed.
         until: Instant,
     },
@@ -228,6 +230,9 @@ impl Step {
         self.finish(Reply::Failed(match error {
             Error::Unreachable(why) | Error::Authentication(why) if self.was_sent() => {
                 Error::OutcomeUnknown(why.clone())
+            }
+            Error::NoLogin(unknown) if self.was_sent() => {
+                Error::OutcomeUnknown(unknown.why.clone())
             }
             Error::Refused { code, detail } if self.was_sent() => Error::OutcomeUnknown(format!(
                 "no answer came, and on connecting again: {code} {detail}"

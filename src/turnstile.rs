@@ -149,6 +149,11 @@ impl Place {
         self.look(|queue| queue.held && !queue.is_stuck(told, now)).unwrap_or(false)
     }
 
+    /// Since when the first question, of whomever, has had no answer.
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.look(|queue| queue.asking).flatten()
+    }
+
     /// The caller asks the server. It counts from the first question that has no answer yet, whoever
     /// was in front then; and who asks past the queue does not count.
     pub fn asks(&self) {

@@ -21,6 +21,7 @@ import pytest
 import redis
 from support.aio import LOOPS, on_loop
 from support.proxy import Faults, Proxy, none
+from support.relay import Relay
 from support.servers import ANY, KINDS, Server, missing_kinds
 
 
@@ -95,6 +96,12 @@ def own_server(start_server: Callable[..., Server], own_kind: str) -> Server:
 
 
 @pytest.fixture
+def observer(own_server: Server) -> redis.Redis:
+    """A plain redis-py client on the private server."""
+    return own_server.redis()
+
+
+@pytest.fixture
 def start_proxy() -> Iterator[Callable[..., Proxy]]:
     """Put a lossy proxy in front of a server: `start_proxy(server, faults)`."""
     proxies: list[Proxy] = []
@@ -106,6 +113,20 @@ def start_proxy() -> Iterator[Callable[..., Proxy]]:
     yield start
     for proxy in proxies:
         proxy.close()
+
+
+@pytest.fixture
+def start_relay() -> Iterator[Callable[[Server], Relay]]:
+    """Put a relay in front of a server, for a test that decides on every packet."""
+    relays: list[Relay] = []
+
+    def start(server: Server) -> Relay:
+        relays.append(Relay((server.host, server.port)))
+        return relays[-1]
+
+    yield start
+    for relay in relays:
+        relay.close()
 
 
 @pytest.fixture
@@ -151,6 +172,16 @@ def client(server: Server) -> Iterator[Any]:
 
     with seckill.Client(server.url) as client:
         yield client
+
+
+@pytest.fixture
+def warm_client(own_server: Server) -> Any:
+    """A client of the private server, connected: what it sends from now on belongs to the test."""
+    import seckill
+
+    client = seckill.Client(own_server.url)
+    client.incr_inventory("warm", 1)
+    return client
 
 
 # -- asyncio ------------------------------------------------------------------------------------

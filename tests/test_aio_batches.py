@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-import uuid
 
 import pytest
 import seckill.aio
 import uvloop
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from seckill import _core
 from support.aio import LOOPS, gathered, on_loop, outcomes, waiting
 from support.clients import HOUR
-from support.model import Done, an_order_explains, stock_after
+from support.interleaving import (
+    CREATED_IN_MID_BATCH,
+    LAST_UNIT,
+    TwoStocks,
+    ask,
+    ask_awaited,
+    crowds,
+    many_examples,
+    stocks,
+)
 from support.threads import all_of, call
-from test_batches import EXAMPLES, ask, crowds, stocks
 
 pytestmark = pytest.mark.core
 
@@ -34,35 +39,20 @@ async def connected(url):
     return client, client.statistics()
 
 
+def in_two_batches(done, steps):
+    """The first who came was on the way alone; all others make the second batch.
+
+    A frozen server may cost repeats of the one in flight, which are no calls of their own.
+    """
+    assert done["steps"] == steps
+    assert done["calls"] <= 2 + done["asked_again"]
+
+
 # -- any interleaving gives what a sequential model gives ---------------------------------------
 
 
-async def ask_awaited(client, lock, key, create, change):
-    """One call, with what it was told and when."""
-    started = time.monotonic()
-    try:
-        if create:
-            await client.incr_inventory(key, change)
-        else:
-            await client.update_inventory(lock, key, change)
-        told = "ok"
-    except seckill.NoInventory:
-        told = "missing"
-    except seckill.InsufficientInventory as error:
-        told = ("insufficient", error.available)
-        if error.requested != -change:
-            told = f"a refusal of {error.requested} units instead of {-change}"
-    except seckill.InvalidInventory:
-        told = "overflow"
-    return Done(create, change, told, started, time.monotonic())
-
-
 @pytest.mark.stress
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@many_examples
 @given(
     stock=st.tuples(stocks, stocks),
     crowd=crowds,
@@ -70,56 +60,27 @@ async def ask_awaited(client, lock, key, create, change):
     kind=st.sampled_from(sorted(LOOPS)),
     together=st.booleans(),
 )
-@example(  # the last unit, wanted by all, in tasks and in threads
-    stock=(1, 0),
-    crowd=[[(0, (False, -1)), (0, (True, 1))] for _ in range(6)],
-    threads=2,
-    kind="asyncio",
-    together=True,
-)
-@example(  # created in mid-batch
-    stock=(None, None),
-    crowd=[[(0, (False, -1)), (0, (True, 2))] for _ in range(6)],
-    threads=0,
-    kind="uvloop",
-    together=True,
-)
+@example(stock=(1, 0), crowd=LAST_UNIT, threads=2, kind="asyncio", together=True)
+@example(stock=(None, None), crowd=CREATED_IN_MID_BATCH, threads=0, kind="uvloop", together=True)
 def test_any_interleaving_gives_each_caller_what_a_sequential_model_gives(
     own_server, stock, crowd, threads, kind, together
 ):
     """The first few of the crowd are threads, the others tasks: on one client, the default one."""
-    observer = own_server.redis()
     seckill.configure(own_server.url)
-    run = uuid.uuid4().hex
-    keys = [f"stock:{run}:{i}" for i in range(2)]
-    for key, units in zip(keys, stock, strict=True):
-        if units is not None:
-            observer.set(key, units)
+    two = TwoStocks(own_server, stock)
 
-    async def buyer(wishes):
-        return [(i, await ask_awaited(seckill.aio, f"lock:{run}", keys[i], *w)) for i, w in wishes]
+    async def task(wishes):
+        return [(i, await ask_awaited(seckill.aio, two.lock, two.keys[i], *w)) for i, w in wishes]
 
     def tasks():
-        return on_loop(gathered(map(buyer, crowd[threads:])), kind)
+        return on_loop(gathered(map(task, crowd[threads:])), kind)
 
     def thread(wishes):
-        return lambda: [[(i, ask(seckill, f"lock:{run}", keys[i], *wish)) for i, wish in wishes]]
+        return lambda: [[(i, ask(seckill, two.lock, two.keys[i], *wish)) for i, wish in wishes]]
 
-    if together:  # all that the buyers ask for at first is waiting when the server wakes up
-        own_server.freeze()
-        thawing = threading.Timer(0.01, own_server.thaw)
-        thawing.start()
-    told = all_of([tasks, *map(thread, crowd[:threads])])
-    told = [answer for buyers in told for answers in buyers for answer in answers]
-    if together:
-        thawing.join()
-
-    for number, key in enumerate(keys):
-        calls = [done for i, done in told if i == number]
-        left = observer.get(key)
-        assert (None if left is None else int(left)) == stock_after(stock[number], calls)
-        assert left is None or int(left) >= 0
-        assert an_order_explains(stock[number], calls), calls
+    with two.asked_together(together):
+        told = all_of([tasks, *map(thread, crowd[:threads])])
+    two.audit(answer for buyers in told for answers in buyers for answer in answers)
 
 
 async def test_each_of_a_thousand_tasks_gets_its_own_answer(own_server, loop_kind):
@@ -204,11 +165,7 @@ async def test_a_crowd_on_one_key_shares_one_call(own_server, loop_kind):
         updates = [client.update_inventory("lock", "stock", -1, 5000, 60_000) for _ in range(1000)]
         tasks = await waiting(client, *updates)
     await gathered(tasks)
-    done = since(client, before)
-    # The first who came was on the way alone; all others make the second batch. A frozen server
-    # may cost repeats of the one in flight, which are no calls of their own.
-    assert done["steps"] == 1000
-    assert done["calls"] <= 2 + done["asked_again"]
+    in_two_batches(since(client, before), 1000)
     assert own_server.redis().get("stock") == b"4000"
     await client.aclose()
 
@@ -258,9 +215,7 @@ async def test_tasks_and_threads_on_one_client_share_batches(own_server, loop_ki
     await gathered(tasks)
     for thread in threads:
         thread.result()
-    done = since(client, before)
-    assert done["steps"] == 60
-    assert done["calls"] <= 2 + done["asked_again"]
+    in_two_batches(since(client, before), 60)
     assert own_server.redis().get("stock") == b"40"
 
 
@@ -278,9 +233,7 @@ async def test_loops_in_several_threads_share_batches(own_server, loop_kind):
     await gathered(tasks)
     for thread in threads:
         thread.result()
-    done = since(client, before)
-    assert done["steps"] == 400
-    assert done["calls"] <= 2 + done["asked_again"]
+    in_two_batches(since(client, before), 400)
     assert own_server.redis().get("stock") == b"600"
     await client.aclose()
 

@@ -17,7 +17,7 @@ import seckill
 import seckill.aio
 from support.aio import eventually, gathered, on_loop, waiting
 from support.cancelling import cancelled
-from support.programs import Program
+from support.programs import Program, run
 from support.proxy import REPLY, REQUEST, Fault, random_faults
 from support.servers import KINDS
 from support.threads import wait_until
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.core
 
 HOUR = 3_600_000  # a lease that nobody waits out: a lock that is left behind stays
 ROUNDS = 20 if os.environ.get("SECKILL_STRESS") else 1
+ANSWER_LOST = Fault("swallow", REPLY)
 WITHIN = 10  # seconds until an undoing has been done, generously
 
 
@@ -43,6 +44,29 @@ async def took_one(client: Any) -> None:
     """The client is connected, and the server knows the script."""
     assert await client.acquire_lock("another")
     await client.release_lock("another")
+
+
+@pytest.fixture
+def own_server(start_server):
+    """Of one kind, for it is the client that is tried."""
+    return start_server()
+
+
+@pytest.fixture
+def struck(own_server, observer, start_proxy):
+    """Begin an acquire of "lock" that meets a fault: the proxy, the client, and the task."""
+
+    async def begin(fault: Fault, socket_timeout: float = 5) -> tuple[Any, Any, asyncio.Task[Any]]:
+        proxy = start_proxy(own_server)
+        client = seckill.aio.Client(proxy.url, socket_timeout=socket_timeout)
+        await took_one(client)
+        proxy.strike(fault)
+        (task,) = await waiting(client, client.acquire_lock("lock", HOUR, 30_000))
+        if fault == ANSWER_LOST:
+            await eventually(lambda: observer.exists("lock"))
+        return proxy, client, task
+
+    return begin
 
 
 # -- at random moments ----------------------------------------------------------------------------
@@ -153,10 +177,9 @@ async def test_a_release_that_is_cancelled_is_carried_out_all_the_same(server, n
 
 
 async def test_an_acquire_that_is_cancelled_before_its_first_step_sends_nothing(
-    start_server, lock, loop_kind
+    own_server, lock, loop_kind
 ):
-    server = start_server()
-    async with seckill.aio.Client(server.url) as client:
+    async with seckill.aio.Client(own_server.url) as client:
         task = asyncio.ensure_future(client.acquire_lock(lock, HOUR))
         await cancelled(task)
         client.acquire_lock(lock, HOUR).close()
@@ -166,12 +189,10 @@ async def test_an_acquire_that_is_cancelled_before_its_first_step_sends_nothing(
 
 
 async def test_an_acquire_that_is_cancelled_when_its_answer_has_just_come_is_undone(
-    start_server, lock, loop_kind
+    own_server, observer, lock, loop_kind
 ):
     """The loop is busy while the answer arrives, and sees the cancellation first."""
-    server = start_server()
-    observer = server.redis()
-    async with seckill.aio.Client(server.url) as client:
+    async with seckill.aio.Client(own_server.url) as client:
         await client.release_lock(lock)
         for _ in range(5):
             task = asyncio.ensure_future(client.acquire_lock(lock, HOUR))
@@ -191,15 +212,13 @@ async def test_an_acquire_that_is_cancelled_when_its_answer_has_just_come_is_und
 
 @pytest.mark.parametrize("debug", [False, True])
 async def test_acquires_that_are_cancelled_between_answer_and_next_step_are_undone(
-    start_server, loop_kind, debug
+    own_server, observer, loop_kind, debug
 ):
     """Answers come many at a time: whoever runs first cancels the next two, which have theirs."""
     asyncio.get_running_loop().set_debug(debug)
-    server = start_server()
-    observer = server.redis()
     locks = [f"lock:{number}" for number in range(100)]
     tasks: list[asyncio.Task[None]] = []
-    async with seckill.aio.Client(server.url) as client:
+    async with seckill.aio.Client(own_server.url) as client:
 
         async def take(number: int) -> None:
             assert await client.acquire_lock(locks[number], HOUR, 10_000)
@@ -218,11 +237,9 @@ async def test_acquires_that_are_cancelled_between_answer_and_next_step_are_undo
 
 
 async def test_a_coroutine_that_is_closed_in_mid_acquire_leaves_no_lock(
-    start_server, lock, loop_kind
+    own_server, observer, lock, loop_kind
 ):
-    server = start_server()
-    observer = server.redis()
-    async with seckill.aio.Client(server.url) as client:
+    async with seckill.aio.Client(own_server.url) as client:
         for pause in (0, 0, 0.0002, 0.001, 0.01, 0.05):
             acquiring = client.acquire_lock(lock, HOUR)
             with contextlib.suppress(StopIteration):  # a fast server answers in its first step
@@ -236,17 +253,15 @@ async def test_a_coroutine_that_is_closed_in_mid_acquire_leaves_no_lock(
 
 @pytest.mark.parametrize("sent", [True, False])
 async def test_an_acquire_that_is_cancelled_at_a_stopped_server_leaves_no_lock_when_it_goes_on(
-    start_server, loop_kind, sent
+    own_server, observer, loop_kind, sent
 ):
-    server = start_server()
-    observer = server.redis()
-    async with seckill.aio.Client(server.url, socket_timeout=5) as client:
+    async with seckill.aio.Client(own_server.url, socket_timeout=5) as client:
         await client.incr_inventory("warm", 0)
-        server.freeze()
+        own_server.freeze()
         others = [] if sent else [client.incr_inventory("warm", 1)]
         *others, task = await waiting(client, *others, client.acquire_lock("lock", HOUR, 30_000))
         await cancelled(task)
-        server.thaw()
+        own_server.thaw()
         await asyncio.gather(*others)
         await free_for_good(observer, "lock")
         assert await client.acquire_lock("lock", HOUR, 0) is True
@@ -256,33 +271,19 @@ async def test_an_acquire_that_is_cancelled_at_a_stopped_server_leaves_no_lock_w
 
 @pytest.mark.parametrize("direction", [REQUEST, REPLY])
 async def test_an_acquire_whose_bytes_were_lost_leaves_no_lock_when_it_is_cancelled(
-    start_server, start_proxy, loop_kind, direction
+    struck, observer, loop_kind, direction
 ):
-    server = start_server()
-    observer = server.redis()
-    proxy = start_proxy(server)
-    client = seckill.aio.Client(proxy.url, socket_timeout=5)
-    await took_one(client)
-    proxy.strike(Fault("swallow", direction))
-    (task,) = await waiting(client, client.acquire_lock("lock", HOUR, 30_000))
-    if direction == REPLY:
-        await eventually(lambda: observer.exists("lock"))
+    _, client, task = await struck(Fault("swallow", direction))
     await cancelled(task)
     await free_for_good(observer, "lock")
     await client.aclose()
 
 
 async def test_an_acquire_that_arrives_after_it_was_undone_takes_no_lock(
-    start_server, start_proxy, loop_kind
+    struck, observer, loop_kind
 ):
     """It was on a slow way; the undoing overtook it, and found nothing to undo."""
-    server = start_server()
-    observer = server.redis()
-    proxy = start_proxy(server)
-    client = seckill.aio.Client(proxy.url, socket_timeout=5)
-    await took_one(client)
-    proxy.strike(Fault("hold", REQUEST))
-    (task,) = await waiting(client, client.acquire_lock("lock", HOUR, 30_000))
+    proxy, client, task = await struck(Fault("hold", REQUEST))
     before = evaluated(observer)
     await cancelled(task)
     await eventually(lambda: evaluated(observer) > before)
@@ -293,16 +294,9 @@ async def test_an_acquire_that_arrives_after_it_was_undone_takes_no_lock(
 
 
 async def test_an_undoing_that_is_cut_off_is_done_on_the_next_connection(
-    start_server, start_proxy, loop_kind
+    struck, observer, loop_kind
 ):
-    server = start_server()
-    observer = server.redis()
-    proxy = start_proxy(server)
-    client = seckill.aio.Client(proxy.url, socket_timeout=0.5)
-    await took_one(client)
-    proxy.strike(Fault("swallow", REPLY))
-    (task,) = await waiting(client, client.acquire_lock("lock", HOUR, 30_000))
-    await eventually(lambda: observer.exists("lock"))
+    proxy, client, task = await struck(ANSWER_LOST, socket_timeout=0.5)
     proxy.refuse()
     await cancelled(task)
     proxy.cut()
@@ -313,19 +307,17 @@ async def test_an_undoing_that_is_cut_off_is_done_on_the_next_connection(
     await client.aclose()
 
 
-def test_an_undoing_goes_on_when_the_loop_has_ended(start_server, loop_kind):
-    server = start_server()
-    observer = server.redis()
-    client = seckill.aio.Client(server.url, socket_timeout=5)
+def test_an_undoing_goes_on_when_the_loop_has_ended(own_server, observer, loop_kind):
+    client = seckill.aio.Client(own_server.url, socket_timeout=5)
 
     async def leave() -> None:
         await client.incr_inventory("warm", 0)
-        server.freeze()
+        own_server.freeze()
         (task,) = await waiting(client, client.acquire_lock("lock", HOUR, 30_000))
         await cancelled(task)
 
     on_loop(leave(), loop_kind)
-    server.thaw()
+    own_server.thaw()
     on_loop(free_for_good(observer, "lock"), loop_kind)
     assert on_loop(client.acquire_lock("lock", HOUR, 0), loop_kind) is True
     on_loop(client.aclose(), loop_kind)
@@ -333,17 +325,10 @@ def test_an_undoing_goes_on_when_the_loop_has_ended(start_server, loop_kind):
 
 @pytest.mark.parametrize("cancels_the_closing", [False, True])
 async def test_closing_the_client_waits_until_all_is_undone(
-    start_server, start_proxy, loop_kind, cancels_the_closing
+    struck, observer, loop_kind, cancels_the_closing
 ):
     """Whoever cancels the closing does not cancel what is to be undone."""
-    server = start_server()
-    observer = server.redis()
-    proxy = start_proxy(server)
-    client = seckill.aio.Client(proxy.url, socket_timeout=5)
-    await took_one(client)
-    proxy.strike(Fault("swallow", REPLY))
-    (task,) = await waiting(client, client.acquire_lock("lock", HOUR, 30_000))
-    await eventually(lambda: observer.exists("lock"))
+    proxy, client, task = await struck(ANSWER_LOST)
     proxy.refuse()
     await cancelled(task)
     closing = asyncio.ensure_future(client.aclose())
@@ -358,44 +343,6 @@ async def test_closing_the_client_waits_until_all_is_undone(
         assert not observer.exists("lock")
     await free_for_good(observer, "lock")
     await client.aclose()
-
-
-def takes_locks_until_interrupted(url, key):
-    import asyncio
-
-    import seckill.aio
-
-    async def main():
-        async with seckill.aio.Client(url) as client:
-            await client.incr_inventory(key)
-            print("ready", flush=True)
-            while True:
-                for number in range(20):
-                    await client.acquire_lock(f"lock:{number}", 3_600_000, 10_000)
-                    await client.release_lock(f"lock:{number}")
-
-    try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        return "interrupted"
-
-
-@pytest.mark.skipif(
-    sys.version_info < (3, 11),
-    reason="asyncio.run cancels only since 3.11; before, the interrupt is raised between any two"
-    " bytecodes, also between the answer True and the `try` of who gets it",
-)
-def test_ctrl_c_leaves_no_lock(start_server):
-    """asyncio.run cancels what it ran; the client closes when all is undone."""
-    server = start_server()
-    observer = server.redis()
-    for _ in range(5):
-        program = Program(takes_locks_until_interrupted, server.url, "stock")
-        program.expect("ready")
-        time.sleep(random.random() / 10)
-        program.process.send_signal(signal.SIGINT)
-        assert program.ended().value == "interrupted"
-        assert observer.keys("lock:*") == []
 
 
 async def test_a_cancelled_acquire_and_at_once_another_of_the_same_lock(server, lock, loop_kind):
@@ -415,3 +362,136 @@ async def test_a_cancelled_acquire_and_at_once_another_of_the_same_lock(server, 
             assert observer.get(lock) == token
             await client.release_lock(lock)
             assert not observer.exists(lock)
+
+
+# -- Ctrl-C -------------------------------------------------------------------------------------
+
+
+def takes_locks_until_interrupted(url, key):
+    """Returns the locks that it has been told of and not given back."""
+    import asyncio
+
+    import seckill.aio
+
+    held = set()
+
+    async def main():
+        async with seckill.aio.Client(url) as client:
+            await client.incr_inventory(key)
+            print("ready", flush=True)
+            while True:
+                for lock in [f"lock:{number}" for number in range(20)]:
+                    if await client.acquire_lock(lock, 3_600_000, 10_000):
+                        held.add(lock)
+                    await client.release_lock(lock)
+                    held.remove(lock)
+
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        return sorted(held)
+
+
+def test_ctrl_c_leaves_no_lock_that_nobody_was_told_of(own_server):
+    """asyncio.run cancels what it ran, since Python 3.11; the client closes when all is undone."""
+    observer = own_server.redis(decode_responses=True)
+    for _ in range(5):
+        program = Program(takes_locks_until_interrupted, own_server.url, "stock")
+        program.expect("ready")
+        time.sleep(random.random() / 10)
+        program.process.send_signal(signal.SIGINT)
+        told, left = program.ended().value, observer.keys("lock:*")
+        assert set(left) <= set(told)
+        if CANCELS["asyncio.run"]:
+            assert left == []
+        elif left:
+            observer.delete(*left)
+
+
+def interrupted_before_the_wait(url):
+    """The call has begun, and nobody awaits it yet; the loop stops, and is not closed."""
+    import asyncio
+    import dis
+    import sys
+
+    import seckill.aio
+
+    client, loop = seckill.aio.Client(url), asyncio.new_event_loop()
+    code = seckill.aio.Client.acquire_lock.__code__
+    names = {instruction.offset: instruction.opname for instruction in dis.get_instructions(code)}
+
+    def interrupt(frame, event, _):
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and names[frame.f_lasti] == "GET_AWAITABLE":
+            raise KeyboardInterrupt
+        return interrupt
+
+    async def main():
+        await client.incr_inventory("stock")
+        sys.settrace(interrupt)
+        await client.acquire_lock("lock", 3_600_000)
+
+    try:
+        loop.run_until_complete(main())
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    input()
+
+
+def test_an_acquire_that_is_interrupted_before_its_task_waits_leaves_no_lock(own_server, observer):
+    program = Program(interrupted_before_the_wait, own_server.url)
+    program.expect("interrupted")
+    on_loop(free_for_good(observer, "lock"))
+    program.say("end")
+    assert program.ended().value is None
+
+
+def interrupted_before_the_release(url, way):
+    import asyncio
+    import signal
+
+    import anyio
+    import seckill.aio
+
+    async def main():
+        client = seckill.aio.Client(url)
+        if way == "add_signal_handler":
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            loop.add_signal_handler(signal.SIGINT, task.cancel)
+        assert await client.acquire_lock("lock", 3_600_000)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            await client.release_lock("lock")
+            await asyncio.sleep(10)
+
+    run = {"asyncio.run": asyncio.run, "anyio.run": lambda main: anyio.run(lambda: main)}
+    try:
+        run.get(way, asyncio.new_event_loop().run_until_complete)(main())
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        return type(error).__name__
+
+
+# Whether Ctrl-C becomes a cancellation; else it is raised in whatever Python code runs.
+CANCELS = {
+    "asyncio.run": sys.version_info >= (3, 11),
+    "anyio.run": True,
+    "add_signal_handler": True,
+    "run_until_complete": False,
+}
+
+
+@pytest.mark.parametrize("way", CANCELS)
+def test_where_ctrl_c_is_raised_and_does_not_cancel_a_finally_may_not_get_to_its_release(
+    own_server, observer, way
+):
+    """A release that has begun is carried out; before that it is the lease that ends the lock."""
+    told = run(interrupted_before_the_release, own_server.url, way).value
+    if CANCELS[way]:
+        wait_until(lambda: not observer.exists("lock"), WITHIN)
+    else:
+        assert told == "KeyboardInterrupt"
+        assert 0 < observer.pttl("lock") <= HOUR

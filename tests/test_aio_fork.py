@@ -7,7 +7,7 @@ import os
 import pytest
 from support.aio import LOOPS
 from support.programs import Program, run
-from support.threads import wait_until
+from support.threads import call, wait_until
 
 pytestmark = pytest.mark.core
 
@@ -27,10 +27,10 @@ def fork_between_runs(url):
     """The loop is closed, the leader's thread perhaps still there; children do what children do."""
     import asyncio
     import gc
-    import os
     import sys
 
     import seckill.aio
+    from support.children import ended, fork, fork_again
 
     client = seckill.aio.Client(url, client_name="parent")
     default = seckill.aio.configure(url, client_name="parent")
@@ -60,29 +60,13 @@ def fork_between_runs(url):
         nothing = seckill.aio.configure(url)
         gc.collect()
 
-    def fork_again():
-        use()
-        pid = os.fork()
-        use()
-        if pid:
-            assert os.waitpid(pid, 0)[1] == 0
-
     def leave():
         use()
         sys.exit(0)  # with all that an interpreter does at its end
 
     statuses = []
-    for do in (use, use_plainly, close, use_and_close, forget, fork_again, leave) * 3:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                do()
-                status = 0
-            finally:
-                if do is not leave:
-                    os._exit(status)
-        statuses.append(os.waitpid(pid, 0)[1])
+    for do in (use, use_plainly, close, use_and_close, forget, lambda: fork_again(use), leave) * 3:
+        statuses.append(ended(fork(do, leaves=do is leave)))
         asyncio.run(crowd())
     print("forked", flush=True)
     sys.stdin.readline()
@@ -108,11 +92,10 @@ def test_what_children_do_leaves_the_parents_connections_alone(start_server):
 def fork_in_mid_call(url, kind, forks):
     """From inside the running loop, while its tasks are in mid-call."""
     import asyncio
-    import os
-    import time
 
     import seckill.aio
     import uvloop
+    from support.children import ended_meanwhile, fork
 
     new_loop = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[kind]
     seckill.aio.configure(url)
@@ -147,24 +130,7 @@ def fork_in_mid_call(url, kind, forks):
         statuses = {}
         for _ in range(forks):
             await asyncio.sleep(0.002)
-            pid = os.fork()
-            if pid == 0:
-                status = 1
-                try:
-                    in_child()
-                    status = 0
-                finally:
-                    os._exit(status)
-            patience = time.monotonic() + 20
-            while True:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    break
-                if time.monotonic() > patience:
-                    os.kill(pid, 9)
-                    _, status = os.waitpid(pid, 0)
-                    break
-                await asyncio.sleep(0.001)
+            status = await ended_meanwhile(fork(in_child))
             statuses[status] = statuses.get(status, 0) + 1
         over = True
         await asyncio.gather(*tasks)
@@ -194,31 +160,25 @@ def test_forks_from_a_running_loop_with_tasks_in_mid_call_hang_nobody(start_serv
 
 def fork_while_tasks_wait_for_a_lock(url):
     import asyncio
-    import os
 
     import seckill.aio
+    from support.children import ended, fork
 
     client = seckill.aio.configure(url)
+
+    def use():
+        taken = asyncio.run(client.acquire_lock("held", 1000, 20))
+        asyncio.run(client.update_inventory("lock", "stock", -1))
+        return 10 if taken else 0
 
     async def main():
         waiters = [asyncio.ensure_future(client.acquire_lock("held", 60_000, 60_000))]
         await asyncio.sleep(0.1)
-        statuses = []
-        for _ in range(20):
-            pid = os.fork()
-            if pid == 0:
-                status = 1
-                try:
-                    taken = asyncio.run(client.acquire_lock("held", 1000, 20))
-                    asyncio.run(client.update_inventory("lock", "stock", -1))
-                    status = 10 if taken else 0
-                finally:
-                    os._exit(status)
-            statuses.append(os.waitpid(pid, 0)[1])
+        statuses = {ended(fork(use)) for _ in range(20)}
         print("forked", flush=True)
         got = [await waiter for waiter in waiters]
         await client.release_lock("held")
-        return [got, sorted(set(statuses))]
+        return [got, sorted(statuses)]
 
     return asyncio.run(main())
 
@@ -234,6 +194,109 @@ def test_a_task_that_waits_for_a_lock_gets_it_after_forks(start_server):
     assert program.ended().value == [[True], [0]]
     assert not observer.exists("held")
     assert observer.get("stock") == b"80"
+
+
+def fork_beside_an_answer(url, pid, kind):
+    """Nobody has looked at it: the loop is not running, and the leader has gone."""
+    import asyncio
+    import gc
+    import os
+    import signal
+    import time
+
+    import seckill.aio
+    import uvloop
+    from support.children import ended, fork
+    from support.threads import native_threads, wait_until
+
+    client = seckill.aio.Client(url, socket_timeout=10)
+    new_loop = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}[kind]
+    kept = {"loop": new_loop()}
+    # The epoll set of a loop is shared with the parent, and libuv takes from it what it closes.
+    drops = ["coroutine", "loop", "everything"] if kind == "asyncio" else ["coroutine"]
+
+    async def begin():
+        kept["task"] = asyncio.ensure_future(client.acquire_lock("lock", 3_600_000))
+        await asyncio.sleep(0)
+
+    def drop(what):
+        if what == "coroutine":
+            kept["task"].get_coro().close()
+        elif what == "loop":
+            kept["loop"].close()
+        else:
+            kept.clear()
+            gc.collect()
+        time.sleep(0.3)  # for what a thread might be up to
+        return native_threads() - 1
+
+    kept["loop"].run_until_complete(client.incr_inventory("stock"))
+    os.kill(pid, signal.SIGSTOP)
+    kept["loop"].run_until_complete(begin())
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: native_threads() == 1)
+    statuses = [ended(fork(lambda what=what: drop(what))) for what in drops]
+    taken = kept["loop"].run_until_complete(kept["task"])
+    kept["loop"].run_until_complete(client.incr_inventory("stock", 5))
+    kept["loop"].close()
+    done = client.statistics()
+    return [any(statuses), taken, done["connects"], done["calls"]]
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_child_that_drops_its_parents_calls_leaves_them_to_the_parent(start_server, kind):
+    server = start_server()
+    ended = run(fork_beside_an_answer, server.url, server.pid, kind)
+    # The calls of the parent: three, and the texts of two scripts.
+    assert ended.value == [False, True, 1, 5]
+    assert server.redis().exists("lock")
+    assert server.redis().get("stock") == b"6"
+
+
+def fork_beside_a_busy_ear(url, forks):
+    """Nothing but the calls themselves holds their client; its thread is told again and again."""
+    import asyncio
+
+    import seckill.aio
+    from support.children import ended_meanwhile, fork
+
+    async def main():
+        seckill.aio.configure(url)
+        calls = [seckill.aio.acquire_lock(f"held:{number}", 1000, 60_000) for number in range(5)]
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await asyncio.sleep(0.2)
+        seckill.aio.configure(url)
+
+        def drop():
+            for task in tasks:
+                task.get_coro().close()
+
+        statuses = {}
+        for _ in range(forks):
+            await asyncio.sleep(0.002)
+            status = await ended_meanwhile(fork(drop))
+            statuses[status] = statuses.get(status, 0) + 1
+        waiting = not any(task.done() for task in tasks)
+        print("forked", flush=True)
+        return [statuses, waiting, await asyncio.gather(*tasks)]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.stress
+def test_a_child_that_drops_its_parents_calls_waits_for_none_of_its_threads(start_server):
+    """One of them may have been in the middle of something when the process forked."""
+    server = start_server()
+    observer = server.redis()
+    locks = {f"held:{number}": "somebody" for number in range(5)}
+    observer.mset(locks)
+    program = Program(fork_beside_a_busy_ear, server.url, FORKS, env=QUIET)
+    forked = call(program.expect, "forked")
+    while forked.is_alive():
+        observer.mset(locks)
+    forked.result()
+    observer.delete(*locks)
+    assert program.ended().value == [{"0": FORKS}, True, [True] * 5]
 
 
 # -- multiprocessing ----------------------------------------------------------------------------

@@ -13,14 +13,14 @@ import redis.asyncio
 import seckill.aio
 import valkey
 import valkey.asyncio
-from seckill import _core
+from seckill import _aio_lock, _core, _lock
 from support.aio import eventually, gathered, on_loop, run_examples
 from support.programs import run
 
 pytestmark = pytest.mark.core
 
 FUNCTIONS = ("acquire_lock", "release_lock", "incr_inventory", "update_inventory")
-PLAIN = ("statistics", "settings")  # they do no I/O: there is nothing to await
+PLAIN = ("statistics", "settings", "remaining", "lost", "fence")  # no I/O: nothing to await
 
 
 def public(thing):
@@ -33,11 +33,19 @@ TWINS |= {
     f"Client.{name}": (getattr(seckill.Client, name), getattr(seckill.aio.Client, name))
     for name in sorted(public(seckill.Client))
 }
+TWINS |= {
+    f"Lock.{name}": (getattr(seckill.Lock, name), getattr(seckill.aio.Lock, name))
+    for name in sorted(public(seckill.Lock))
+}
 AWAITED = [*FUNCTIONS, *(f"Client.{name}" for name in (*FUNCTIONS, "close"))]
+# A call of a lock's is for the task that made it, whatever task awaits it: these are plain
+# functions, which return a coroutine.
+BEGUN = [name for name in TWINS if name.startswith("Lock.") and name.partition(".")[2] not in PLAIN]
+ROUTINES = [name for name in TWINS if callable(TWINS[name][0])]
 
 
 def test_the_module_has_the_functions_and_what_sets_them_up():
-    assert seckill.aio.__all__ == sorted(["Client", "configure", *FUNCTIONS])
+    assert seckill.aio.__all__ == sorted(["Client", "Lock", "configure", *FUNCTIONS])
     assert set(seckill.aio.__all__) <= set(seckill.__all__)
     for name in set(seckill.__all__) - set(seckill.aio.__all__):
         assert not hasattr(seckill.aio, name), f"{name} has one home: the package itself"
@@ -52,14 +60,42 @@ def test_the_clients_have_the_same_methods():
         assert not hasattr(seckill.aio.Client, name), "a `with` would close without awaiting"
 
 
-@pytest.mark.parametrize("name", TWINS)
+def test_the_locks_have_the_same_methods():
+    assert public(seckill.aio.Lock) == public(seckill.Lock)
+    plain, awaited = seckill.Lock("redis://", "lock"), seckill.aio.Lock("redis://", "lock")
+    assert public(awaited) == public(plain)
+    assert public(awaited.local) == public(plain.local) == {"token"}
+    for name in ("__aenter__", "__aexit__"):
+        assert hasattr(seckill.aio.Lock, name)
+    for name in ("__enter__", "__exit__"):
+        assert not hasattr(seckill.aio.Lock, name), "a `with` would release without awaiting"
+
+
+@pytest.mark.parametrize("name", [name for name in TWINS if name not in BEGUN])
 def test_only_what_waits_is_a_coroutine_function(name):
     plain, awaited = TWINS[name]
     assert inspect.iscoroutinefunction(awaited) == (name in AWAITED)
     assert not inspect.iscoroutinefunction(plain)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("called", BEGUN)
+def test_what_a_lock_does_is_a_coroutine(server, lock, called):
+    arguments = {"extend": (1,), "do_extend": (1, False)}
+    arguments |= {"do_acquire": (b"token",), "do_release": (b"token",)}
+
+    async def call():
+        made = seckill.aio.Lock(server.url, lock, timeout=60)
+        method = called.partition(".")[2]
+        if method not in ("acquire", "do_acquire"):
+            await made.acquire(token="token")
+        coroutine = getattr(made, method)(*arguments.get(method, ()))
+        assert inspect.iscoroutine(coroutine)
+        await coroutine
+
+    on_loop(call())
+
+
+@pytest.mark.parametrize("name", [name for name in ROUTINES if name != "Lock.acquire"])
 def test_the_signatures_are_the_same(name):
     plain, awaited = (
         # But for `self`: that of a native method can only be given by position.
@@ -67,6 +103,14 @@ def test_the_signatures_are_the_same(name):
         for twin in TWINS[name]
     )
     assert awaited == plain
+
+
+def test_an_awaited_acquire_takes_no_sleep_as_redis_pys():
+    plain, awaited = (list(parameters(twin)) for twin in TWINS["Lock.acquire"])
+    assert [p.name for p in plain if p.name not in [p.name for p in awaited]] == ["sleep"]
+    assert [(p.name, p.kind, p.default) for p in awaited] == [
+        (p.name, p.kind, p.default) for p in plain if p.name != "sleep"
+    ]
 
 
 def parameters(function):
@@ -115,6 +159,15 @@ def test_configure_is_annotated_the_same():
     assert functions_of(AIO)["configure"] == functions_of(source(seckill._client))["configure"]
 
 
+def test_the_locks_methods_are_annotated_the_same_in_the_same_order():
+    plain = functions_of(source(_lock), "Lock")
+    awaited = functions_of(source(_aio_lock), "Lock")
+    assert [name for name in awaited if name not in PLAIN] == list(plain)
+    taken = "self, sleep: float | None=None, "
+    for name, (arguments, _) in plain.items():
+        assert awaited[name][0] == arguments.replace(taken, "self, ")
+
+
 # -- docstrings ---------------------------------------------------------------------------------
 
 
@@ -130,14 +183,16 @@ def parts(thing):
 @pytest.mark.parametrize("name", TWINS)
 def test_the_docstrings_say_the_same(name):
     plain, awaited = map(parts, TWINS[name])
-    assert awaited[0] == plain[0]
+    sleep = "\n    sleep: as the constructor's, for this call." if name == "Lock.acquire" else ""
+    assert sleep in plain[0]
+    assert awaited[0] == plain[0].replace(sleep, "")
     assert bool(awaited[1]) == bool(plain[1])
     if name.rpartition(".")[2] not in PLAIN:
         assert "await " in awaited[1] or "async with " in awaited[1]
         assert awaited[1] != plain[1]
 
 
-@pytest.mark.parametrize("name", [*TWINS, "Client.aclose"])
+@pytest.mark.parametrize("name", [*ROUTINES, "Client.aclose"])
 def test_the_examples_run(name, start_server):
     seckill.aio.configure(start_server().url)
     thing = TWINS[name][1] if name in TWINS else seckill.aio.Client.aclose

@@ -2,105 +2,52 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import time
-import uuid
 from collections import Counter
 
 import pytest
 import seckill
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from support.model import LARGEST, Done, an_order_explains, stock_after
+from support.interleaving import (
+    CREATED_IN_MID_BATCH,
+    LAST_UNIT,
+    TwoStocks,
+    ask,
+    crowds,
+    many_examples,
+    stocks,
+)
+from support.model import Done, an_order_explains
 from support.threads import all_of, call
 
 pytestmark = pytest.mark.core
 
-EXAMPLES = 3000 if os.environ.get("SECKILL_STRESS") else 60
-
 # -- any interleaving gives what a sequential model gives ---------------------------------------
-
-near_the_edges = st.one_of(
-    st.integers(0, 8),
-    st.integers(2**53 - 2, 2**53 + 4),
-    st.integers(LARGEST - 4, LARGEST),
-)
-stocks = st.one_of(st.none(), near_the_edges)
-small = st.integers(-4, 4)
-large = st.one_of(near_the_edges, near_the_edges.map(lambda number: -number))
-updates = st.tuples(st.just(False), st.one_of(small, small, large))
-restocks = st.tuples(st.just(True), st.integers(1, 4))
-asked = st.tuples(st.integers(0, 1), st.one_of(updates, updates, updates, restocks))
-crowds = st.lists(st.lists(asked, min_size=1, max_size=4), min_size=2, max_size=6)
-
-
-def ask(client, lock, key, create, change):
-    """One call, with what it was told and when."""
-    started = time.monotonic()
-    try:
-        if create:
-            client.incr_inventory(key, change)
-        else:
-            client.update_inventory(lock, key, change)
-        told = "ok"
-    except seckill.NoInventory:
-        told = "missing"
-    except seckill.InsufficientInventory as error:
-        told = ("insufficient", error.available)
-        if error.requested != -change:
-            told = f"a refusal of {error.requested} units instead of {-change}"
-    except seckill.InvalidInventory:
-        told = "overflow"
-    return Done(create, change, told, started, time.monotonic())
 
 
 @pytest.mark.stress
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@many_examples
 @given(stock=st.tuples(stocks, stocks), crowd=crowds, together=st.booleans())
 @example(  # one unit short, beside callers who change the stock by as much as there is
     stock=(9007199254740995, 9007199254740995),
     crowd=[[(0, (False, -9007199254740996))], [(0, (False, 1))], [(1, (False, -9007199254740996))]],
     together=True,
 )
-@example(  # the last unit, wanted by all
-    stock=(1, 0), crowd=[[(0, (False, -1)), (0, (True, 1))] for _ in range(6)], together=True
-)
-@example(  # created in mid-batch
-    stock=(None, None), crowd=[[(0, (False, -1)), (0, (True, 2))] for _ in range(6)], together=True
-)
+@example(stock=(1, 0), crowd=LAST_UNIT, together=True)
+@example(stock=(None, None), crowd=CREATED_IN_MID_BATCH, together=True)
 def test_any_interleaving_gives_each_caller_what_a_sequential_model_gives(
     own_server, stock, crowd, together
 ):
-    observer = own_server.redis()
-    run = uuid.uuid4().hex
-    keys = [f"stock:{run}:{i}" for i in range(2)]
-    for key, units in zip(keys, stock, strict=True):
-        if units is not None:
-            observer.set(key, units)
+    two = TwoStocks(own_server, stock)
     client = client_of(own_server)
 
     def buyer(wishes):
-        return lambda: [(i, ask(client, f"lock:{run}", keys[i], *wish)) for i, wish in wishes]
+        return lambda: [(i, ask(client, two.lock, two.keys[i], *wish)) for i, wish in wishes]
 
-    if together:  # all that the buyers ask for at first is waiting when the server wakes up
-        own_server.freeze()
-        thawing = threading.Timer(0.01, own_server.thaw)
-        thawing.start()
-    told = [answer for answers in all_of(map(buyer, crowd)) for answer in answers]
-    if together:
-        thawing.join()
-
-    for number, key in enumerate(keys):
-        calls = [done for i, done in told if i == number]
-        left = observer.get(key)
-        assert (None if left is None else int(left)) == stock_after(stock[number], calls)
-        assert left is None or int(left) >= 0
-        assert an_order_explains(stock[number], calls), calls
+    with two.asked_together(together):
+        told = all_of(map(buyer, crowd))
+    two.audit(answer for answers in told for answer in answers)
 
 
 clients: dict[str, seckill.Client] = {}

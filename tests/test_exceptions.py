@@ -25,6 +25,10 @@ EXAMPLES = [
     seckill.InvalidInventory("inventory", b"\xff", "not an integer"),
     seckill.LockTimeout("lockname", 10000),
     seckill.LockTimeout(b"\xff", 0.5),
+    seckill.LockError("not held"),
+    seckill.LockError("not held", "lockname"),
+    seckill.LockNotOwnedError("no longer held", b"\xff"),
+    seckill.LockLostError("no longer held", "lockname"),
     seckill.ConnectionError("gone"),
     seckill.ConnectionError("gone", True),
     seckill.OutcomeUnknown("no answer"),
@@ -32,6 +36,9 @@ EXAMPLES = [
     seckill.ServerError("OOM", "command not allowed when used memory > 'maxmemory'."),
 ]
 TWINS = {
+    seckill.LockError: redis.exceptions.LockError,
+    seckill.LockNotOwnedError: redis.exceptions.LockNotOwnedError,
+    seckill.LockLostError: redis.exceptions.LockNotOwnedError,
     seckill.ConnectionError: redis.exceptions.ConnectionError,
     seckill.OutcomeUnknown: redis.exceptions.ConnectionError,
     seckill.AuthenticationError: redis.exceptions.AuthenticationError,
@@ -42,7 +49,7 @@ TWINS = {
 def state(error: BaseException) -> tuple[object, ...]:
     """What a user can see of an exception."""
     names = ("key", "available", "requested", "value", "reason")
-    names += ("lock_name", "time_out", "sent", "code", "detail")
+    names += ("message", "lock_name", "time_out", "sent", "code", "detail")
     attributes = {name: getattr(error, name) for name in names if hasattr(error, name)}
     return type(error).__name__, str(error), repr(error), error.args, attributes
 
@@ -89,6 +96,9 @@ def test_examples_are_complete() -> None:
         (seckill.InsufficientInventory, (seckill.InventoryError,)),
         (seckill.InvalidInventory, (seckill.InventoryError,)),
         (seckill.LockTimeout, (seckill.SeckillError, TimeoutError)),
+        (seckill.LockError, (seckill.SeckillError, ValueError)),
+        (seckill.LockNotOwnedError, (seckill.LockError,)),
+        (seckill.LockLostError, (seckill.LockNotOwnedError,)),
         (seckill.ConnectionError, (seckill.SeckillError, builtins.ConnectionError)),
         (seckill.OutcomeUnknown, (seckill.ConnectionError,)),
         (seckill.AuthenticationError, (seckill.ConnectionError,)),
@@ -101,6 +111,7 @@ def test_bases(kind: type[Exception], bases: tuple[type[Exception], ...]) -> Non
 
 def test_a_lock_timeout_is_no_refusal() -> None:
     assert not issubclass(seckill.LockTimeout, ValueError)
+    assert not issubclass(seckill.LockTimeout, seckill.LockError)
 
 
 def test_refusals_say_what_the_old_script_said() -> None:
@@ -154,6 +165,33 @@ def test_a_twin_is_caught_by_either_clause() -> None:
             raise _exceptions.make("ServerError", "OOM", "full")
 
 
+@pytest.mark.parametrize("kind", ["LockError", "LockNotOwnedError", "LockLostError"])
+def test_what_a_lock_raises_carries_what_redis_pys_does(kind: str) -> None:
+    theirs = TWINS[getattr(seckill, kind)]("no longer held", "lockname")
+    ours = _exceptions.make(kind, "no longer held", "lockname")
+    assert str(ours) == str(theirs) == "no longer held"
+    for name, value in vars(theirs).items():
+        assert getattr(ours, name) == value, name
+    for clause in (redis.exceptions.LockError, redis.RedisError, seckill.LockError, ValueError):
+        with pytest.raises(clause):
+            raise ours
+    assert isinstance(ours, redis.exceptions.LockNotOwnedError) == (kind != "LockError")
+
+
+def test_what_a_hook_raises_is_caught_by_the_class_of_either() -> None:
+    caught = _exceptions.caught(seckill.LockNotOwnedError)
+    for error in (
+        redis.exceptions.LockNotOwnedError("theirs"),
+        seckill.LockNotOwnedError("ours"),
+        _exceptions.make("LockLostError", "both", None),
+    ):
+        with pytest.raises(caught):
+            raise error
+    assert not isinstance(redis.exceptions.LockError("theirs"), caught)
+    assert not isinstance(seckill.LockError("ours"), caught)
+    assert _exceptions.caught(seckill.LockTimeout) == (seckill.LockTimeout,)
+
+
 def test_what_is_noted_on_an_error_travels_too() -> None:
     error = _exceptions.make("OutcomeUnknown", "no answer")
     error.order = 17  # type: ignore[attr-defined]
@@ -173,26 +211,30 @@ class OfMine(seckill.ConnectionError):
 
 WITHOUT_REDIS = """
 import pickle, sys
-from seckill import _exceptions, ConnectionError
-error = _exceptions.make("ConnectionError", "gone", True)
-assert type(error) is ConnectionError
+import seckill
 arrived = pickle.load(sys.stdin.buffer)
-assert type(arrived) is ConnectionError and arrived.sent, type(arrived).__mro__
+assert [type(error) for error in arrived] == [getattr(seckill, name) for name in sys.argv[1:]]
 assert not any(name.partition(".")[0] == "redis" for name in sys.modules)
-sys.stdout.buffer.write(pickle.dumps(error))
+sys.stdout.buffer.write(pickle.dumps(arrived))
 """
 
 
-def test_a_twin_travels_between_processes_with_and_without_redis_py() -> None:
-    twin = _exceptions.make("ConnectionError", "gone", True)
-    assert isinstance(twin, redis.ConnectionError)
+def test_twins_travel_between_processes_with_and_without_redis_py() -> None:
+    errors = [error for error in EXAMPLES if type(error) in TWINS]
+    names = [type(error).__name__ for error in errors]
+    twins = [
+        _exceptions.make(name, *error._arguments())
+        for name, error in zip(names, errors, strict=True)
+    ]
     other = subprocess.run(
-        [sys.executable, "-c", WITHOUT_REDIS], input=pickle.dumps(twin), capture_output=True
+        [sys.executable, "-c", WITHOUT_REDIS, *names],
+        input=pickle.dumps(twins),
+        capture_output=True,
     )
     assert other.returncode == 0, other.stderr.decode()
-    back = pickle.loads(other.stdout)
-    assert isinstance(back, redis.ConnectionError)
-    assert state(back) == state(twin)
+    for error, twin, back in zip(errors, twins, pickle.loads(other.stdout), strict=True):
+        assert isinstance(back, TWINS[type(error)])
+        assert state(back) == state(twin) == state(error)
 
 
 def test_redis_py_loaded_later_is_noticed() -> None:

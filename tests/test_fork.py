@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from support.programs import run
+from support.programs import Program, run
+from support.relay import pass_on
+from support.threads import wait_until
 
 pytestmark = pytest.mark.core
 
@@ -18,11 +20,11 @@ def url(start_server):
 
 
 def fork_in_mid_call(url, forks, seconds):
-    import os
     import threading
     import time
 
     import seckill
+    from support.children import ended, fork
 
     seckill.configure(url)
     seckill.incr_inventory("stock", 10_000_000)
@@ -56,25 +58,8 @@ def fork_in_mid_call(url, forks, seconds):
     statuses, end = {}, time.monotonic() + seconds
     made = 0
     while made < forks and time.monotonic() < end and not failed:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                child()
-                status = 0
-            finally:
-                os._exit(status)
         made += 1
-        patience = time.monotonic() + 20
-        while True:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                break
-            if time.monotonic() > patience:
-                os.kill(pid, 9)
-                _, status = os.waitpid(pid, 0)
-                break
-            time.sleep(0.0005)
+        status = ended(fork(child))
         statuses[status] = statuses.get(status, 0) + 1
     over.set()
     for thread in threads:
@@ -97,10 +82,10 @@ def test_a_thousand_forks_with_eight_threads_in_mid_call_hang_nobody(start_serve
 
 def fork_with_waiting_threads(url):
     """Threads that wait for a lock, tracked, and the children use seckill meanwhile."""
-    import os
     import threading
 
     import seckill
+    from support.children import ended, fork
 
     client = seckill.configure(url)
     client.incr_inventory("stock", 1000)
@@ -110,30 +95,23 @@ def fork_with_waiting_threads(url):
         for _ in range(2)
     ]
     threads[0].start()
-    statuses = []
-    for _ in range(30):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                taken = client.acquire_lock("held", 1000, 20)
-                client.update_inventory("lock", "stock", -1)
-                os._exit(10 if taken else 0)
-            finally:
-                os._exit(1)
-        statuses.append(os.waitpid(pid, 0)[1])
+
+    def use():
+        taken = client.acquire_lock("held", 1000, 20)
+        client.update_inventory("lock", "stock", -1)
+        return 10 if taken else 0
+
+    statuses = {ended(fork(use)) for _ in range(30)}
     seckill.incr_inventory("forked", 1)
     threads[0].join()
     threads[1].start()
     client.release_lock("held")
     threads[1].join()
     client.release_lock("held")
-    return [got, sorted(set(statuses))]
+    return [got, sorted(statuses)]
 
 
 def test_a_thread_that_waits_for_a_lock_gets_it_after_forks(start_server):
-    from support.programs import Program
-    from support.threads import wait_until
-
     server = start_server()
     observer = server.redis()
     observer.set("held", 1, px=600_000)
@@ -146,62 +124,108 @@ def test_a_thread_that_waits_for_a_lock_gets_it_after_forks(start_server):
 
 
 def fork_while_holding(url):
-    import os
-
     import seckill
+    from support.children import ended, fork
 
     client = seckill.configure(url)
     client.incr_inventory("stock", 10)
     assert seckill.acquire_lock("lock", 60_000)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def child():
+        seckill.release_lock("lock")
+        assert seckill.acquire_lock("lock", 60_000, 0) is False
         try:
-            told = []
+            seckill.update_inventory("lock", "stock", -1, 5000, 50)
+        except seckill.LockTimeout:
             seckill.release_lock("lock")
-            told.append(seckill.acquire_lock("lock", 60_000, 0))
-            try:
-                seckill.update_inventory("lock", "stock", -1, 5000, 50)
-            except seckill.LockTimeout:
-                told.append("LockTimeout")
-            seckill.release_lock("lock")
-            os.write(writing, repr(told).encode())
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    told = os.read(reading, 1000).decode()
+            return 0
+        return 10
+
+    status = ended(fork(child))
     seckill.update_inventory("lock", "stock", -3, 5000, 0)  # still ours
     held = seckill.acquire_lock("lock", 60_000, 0) is False
     seckill.release_lock("lock")
-    return [told, held, seckill.acquire_lock("lock", 1000, 0)]
+    return [status, held, seckill.acquire_lock("lock", 1000, 0)]
 
 
 def test_a_child_owns_none_of_its_parents_locks(start_server):
     """release_lock in a forked child"""
     server = start_server()
-    assert run(fork_while_holding, server.url).value == ["[False, 'LockTimeout']", True, True]
+    assert run(fork_while_holding, server.url).value == [0, True, True]
     assert server.redis().get("stock") == b"7"
 
 
-def tokens_after_fork(url):
+def fork_in_mid_acquire(url):
+    """A signal handler forks, and its child returns into the parent's call."""
     import os
+    import signal
+    import time
 
     import seckill
+    from support.threads import native_threads
+
+    client = seckill.Client(url, socket_timeout=20)
+    client.incr_inventory("stock")
+    assert client.acquire_lock("another", 1000)  # the server knows the script
+    parent, statuses = os.getpid(), []
+
+    def handler(*_):
+        child = os.fork()
+        if child:
+            statuses.append(os.waitpid(child, 0)[1])
+            print("forked", flush=True)
+
+    signal.signal(signal.SIGALRM, handler)
+    print("ready", flush=True)
+    input()
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        taken = client.acquire_lock("lock", 3_600_000, 20_000)
+    finally:
+        if os.getpid() != parent:
+            time.sleep(0.3)  # for what a thread might be up to
+            os._exit(native_threads() - 1)
+    client.update_inventory("lock", "stock", -1)
+    return [statuses, taken, client.statistics()["connects"]]
+
+
+def test_a_child_that_drops_its_parents_call_leaves_it_to_the_parent(start_server, start_relay):
+    server = start_server()
+    relay, held = start_relay(server), []
+    program = Program(fork_in_mid_acquire, relay.url)
+    program.expect("ready")
+
+    def hold(connection, data, on):
+        if connection == 0:
+            held.append(lambda: on(data))
+        else:
+            on(data)
+
+    relay.on_reply = hold
+    program.say("go on")
+    program.expect("forked")
+    assert server.redis().exists("lock"), "taken, and the parent is yet to be told"
+    for reply in held:
+        reply()
+    relay.on_reply = pass_on
+    assert program.ended().value == [[0], True, 1]
+    assert server.redis().exists("lock")
+    assert server.redis().get("stock") == b"0"
+
+
+def tokens_after_fork(url):
+    import seckill
+    from support.children import ended, fork
 
     seckill.configure(url)
     assert seckill.acquire_lock("lock:parent", 60_000)
-    pids = []
-    for number in range(30):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                assert seckill.acquire_lock(f"lock:{number}", 60_000, 5000)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        pids.append(pid)
+
+    def take(number):
+        return 0 if seckill.acquire_lock(f"lock:{number}", 60_000, 5000) else 10
+
+    pids = [fork(lambda number=number: take(number)) for number in range(30)]
     assert seckill.acquire_lock("lock:parent:2", 60_000)
-    return [os.waitpid(pid, 0)[1] for pid in pids]
+    return [ended(pid) for pid in pids]
 
 
 def test_children_and_parent_draw_different_tokens(start_server):
@@ -216,10 +240,10 @@ def test_children_and_parent_draw_different_tokens(start_server):
 def clients_in_children(url):
     """The parent's connection, after children did with theirs what children do."""
     import gc
-    import os
     import sys
 
     import seckill
+    from support.children import ended, fork, fork_again
 
     client = seckill.Client(url)
     client.incr_inventory("stock", 1000)
@@ -246,30 +270,20 @@ def clients_in_children(url):
         seckill.configure(url)
         seckill.update_inventory("lock", "stock", -1)
 
-    def fork_again():
-        use()
-        pid = os.fork()
-        use()
-        if pid:
-            assert os.waitpid(pid, 0)[1] == 0
-
     def leave():
         sys.exit(0)  # with all that an interpreter does at its end
 
     statuses = []
-    for do in (use, close, use_and_close, forget, configure_anew, fork_again, leave) * 3:
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                do()
-                status = 0
-            except SystemExit:
-                raise
-            finally:
-                if do is not leave:
-                    os._exit(status)
-        statuses.append(os.waitpid(pid, 0)[1])
+    for do in (
+        use,
+        close,
+        use_and_close,
+        forget,
+        configure_anew,
+        lambda: fork_again(use),
+        leave,
+    ) * 3:
+        statuses.append(ended(fork(do, leaves=do is leave)))
         client.update_inventory("lock", "stock", -1)
         seckill.update_inventory("lock", "stock", -1)
     return [statuses, client.statistics()["connects"], default.statistics()["connects"]]
@@ -286,10 +300,10 @@ def test_what_children_do_leaves_the_parents_connections_alone(start_server):
 
 
 def fork_from_a_thread(url):
-    import os
     import threading
 
     import seckill
+    from support.children import ended, fork
 
     seckill.configure(url)
     seckill.incr_inventory("stock", 100)
@@ -297,14 +311,8 @@ def fork_from_a_thread(url):
 
     def forks():
         for _ in range(20):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    seckill.update_inventory("lock", "stock", -1)
-                    os._exit(0)
-                finally:
-                    os._exit(1)
-            statuses.append(os.waitpid(pid, 0)[1])
+            pid = fork(lambda: seckill.update_inventory("lock", "stock", -1))
+            statuses.append(ended(pid))
 
     thread = threading.Thread(target=forks)
     thread.start()

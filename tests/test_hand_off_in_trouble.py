@@ -14,22 +14,9 @@ from support.threads import call, wait_until
 pytestmark = pytest.mark.core
 
 
-@pytest.fixture
-def observer(own_server):
-    return own_server.redis()
-
-
-@pytest.fixture
-def shop(own_server):
-    """A client that is connected: what it sends from now on belongs to the waiting."""
-    client = seckill.Client(own_server.url)
-    client.incr_inventory("warm", 1)
-    return client
-
-
-def test_a_waiter_whose_connection_is_killed_is_told_all_the_same(observer, shop):
+def test_a_waiter_whose_connection_is_killed_is_told_all_the_same(observer, warm_client):
     observer.set("lock", "somebody", px=HOUR)
-    waiter = wait_for_lock(shop)
+    waiter = wait_for_lock(warm_client)
     for _ in range(3):
         observer.client_kill_filter(_type="normal", skipme=True)
         observer.client_kill_filter(_type="pubsub", skipme=True)
@@ -54,26 +41,26 @@ def test_a_lock_that_is_freed_while_the_waiter_was_cut_off_is_seen(own_server, s
     assert waiter.result(10) is True
 
 
-def test_a_waiter_rides_out_a_restart_of_the_server(own_server, shop):
+def test_a_waiter_rides_out_a_restart_of_the_server(own_server, warm_client):
     own_server.redis().set("lock", "somebody", px=HOUR)
-    waiter = wait_for_lock(shop)
+    waiter = wait_for_lock(warm_client)
     own_server.kill()
     own_server.start()  # empty: the lock is gone
     assert waiter.result(20) is True
 
 
-def test_a_waiter_is_told_after_scripts_were_flushed(observer, shop):
+def test_a_waiter_is_told_after_scripts_were_flushed(observer, warm_client):
     observer.set("lock", "somebody", px=HOUR)
-    waiter = wait_for_lock(shop)
+    waiter = wait_for_lock(warm_client)
     observer.script_flush()
     observer.delete("lock")
     assert waiter.result(10) is True
 
 
-def test_a_waiter_behind_a_frozen_server_gets_the_lock_when_it_thaws(own_server, shop):
+def test_a_waiter_behind_a_frozen_server_gets_the_lock_when_it_thaws(own_server, warm_client):
     observer = own_server.redis()
     observer.set("lock", "somebody", px=HOUR)
-    waiter = wait_for_lock(shop)
+    waiter = wait_for_lock(warm_client)
     with own_server.frozen():
         time.sleep(1.2)
     observer.delete("lock")
@@ -81,13 +68,13 @@ def test_a_waiter_behind_a_frozen_server_gets_the_lock_when_it_thaws(own_server,
 
 
 def test_a_waiter_who_cannot_reach_the_server_any_more_raises_and_does_not_say_false(
-    own_server, shop
+    own_server, warm_client
 ):
     """It is not known whether the lock is held: ConnectionError, not False, not LockTimeout."""
     observer = own_server.redis()
     observer.set("lock", "somebody", px=HOUR)
-    acquiring = call(shop.acquire_lock, "lock", HOUR, 1500).until_asleep()
-    updating = call(shop.update_inventory, "lock", "warm", -1, HOUR, 1500).until_asleep()
+    acquiring = call(warm_client.acquire_lock, "lock", HOUR, 1500).until_asleep()
+    updating = call(warm_client.update_inventory, "lock", "warm", -1, HOUR, 1500).until_asleep()
     own_server.kill()
     for waiter in (acquiring, updating):
         with pytest.raises(seckill.ConnectionError):
@@ -171,14 +158,16 @@ def test_a_try_that_does_not_wait_starts_no_thread(own_server):
     assert run(tries_without_waiting, own_server.url).value == 1
 
 
-def test_a_crowd_that_waits_to_update_goes_through_together_when_the_lock_is_freed(observer, shop):
+def test_a_crowd_that_waits_to_update_goes_through_together_when_the_lock_is_freed(
+    observer, warm_client
+):
     observer.set("stock", 30)
     observer.set("lock", 1, px=HOUR)
     told = []
 
     def buy():
         try:
-            shop.update_inventory("lock", "stock", -1, 5000, 60_000)
+            warm_client.update_inventory("lock", "stock", -1, 5000, 60_000)
             told.append("sold")
         except seckill.InsufficientInventory:
             told.append("refused")
@@ -194,18 +183,18 @@ def test_a_crowd_that_waits_to_update_goes_through_together_when_the_lock_is_fre
     assert observer.get("stock") == b"0"
 
 
-def test_an_update_under_ones_own_lock_does_not_let_the_others_in(observer, shop):
+def test_an_update_under_ones_own_lock_does_not_let_the_others_in(observer, warm_client):
     observer.set("stock", 10)
-    assert shop.acquire_lock("lock", HOUR)
+    assert warm_client.acquire_lock("lock", HOUR)
     outsiders = [
-        call(shop.update_inventory, "lock", "stock", -1, 5000, 60_000).until_asleep()
+        call(warm_client.update_inventory, "lock", "stock", -1, 5000, 60_000).until_asleep()
         for _ in range(3)
     ]
     for _ in range(3):
-        shop.update_inventory("lock", "stock", -2, 5000, 0)
+        warm_client.update_inventory("lock", "stock", -2, 5000, 0)
     assert observer.get("stock") == b"4"
     assert all(outsider.is_alive() for outsider in outsiders)
-    releasing = threading.Thread(target=shop.release_lock, args=("lock",))
+    releasing = threading.Thread(target=warm_client.release_lock, args=("lock",))
     releasing.start()
     releasing.join()
     for outsider in outsiders:

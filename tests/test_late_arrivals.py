@@ -22,113 +22,94 @@ def late(proxy, observer):
     wait_until(lambda: evaluated(observer) > before)
 
 
-@pytest.mark.parametrize("change", [-1, 3])
-def test_a_request_that_arrives_after_its_caller_gave_up_changes_nothing(
-    own_server, start_proxy, change
-):
-    observer = own_server.redis()
-    observer.set("stock", 10)
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
-    proxy.refuse()
+class SlowWay:
+    """Between a client and its server, and an observer who sees what arrives."""
+
+    def __init__(self, server, proxy):
+        self.observer, self.proxy = server.redis(), proxy
+        self.observer.set("stock", 10)
+        self.client, self.impatient = connected(proxy.url), connected(proxy.url, timeout=0.3)
+        # The server knows the scripts: what is held back is what is asked.
+        self.client.update_inventory("lock", "stock", 0)
+        assert self.client.acquire_lock("another")
+        self.client.release_lock("another")
+
+    def hold(self, *, and_refuse=False):
+        """What is asked next is held back; asked again, it comes through, or not either."""
+        self.proxy.strike(Fault("hold", REQUEST))
+        if and_refuse:
+            self.proxy.refuse()
+
+    def let_arrive(self):
+        late(self.proxy, self.observer)
+
+    @property
+    def stock(self):
+        return int(self.observer.get("stock"))
+
+    @property
+    def lock_exists(self):
+        return bool(self.observer.exists("lock"))
+
+
+@pytest.fixture
+def way(own_server, start_proxy):
+    return SlowWay(own_server, start_proxy(own_server))
+
+
+GIVE_UP = {
+    "a sale": lambda way: way.client.update_inventory("lock", "stock", -1, time_out=300),
+    "a restock": lambda way: way.client.update_inventory("lock", "stock", 3, time_out=300),
+    "an increment": lambda way: way.impatient.incr_inventory("stock", 5),
+    "an acquire": lambda way: way.client.acquire_lock("lock", 60_000, 300),
+}
+
+
+@pytest.mark.parametrize("what", GIVE_UP)
+def test_a_request_that_arrives_after_its_caller_gave_up_changes_nothing(way, what):
+    way.hold(and_refuse=True)
     with pytest.raises(seckill.OutcomeUnknown):
-        client.update_inventory("lock", "stock", change, time_out=300)
-    late(proxy, observer)
-    assert observer.get("stock") == b"10"
+        GIVE_UP[what](way)
+    way.let_arrive()
+    assert way.stock == 10
+    assert not way.lock_exists
 
 
-def test_an_increment_that_arrives_after_its_caller_gave_up_changes_nothing(
-    own_server, start_proxy
-):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url, timeout=0.3)
-    proxy.strike(Fault("hold", REQUEST))
-    proxy.refuse()
-    with pytest.raises(seckill.OutcomeUnknown):
-        client.incr_inventory("stock", 5)
-    late(proxy, observer)
-    assert not observer.exists("stock")
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_late_copy_of_a_call_that_was_asked_for_again_changes_nothing(way, times):
+    """Nor when later calls came between."""
+    way.hold()
+    for _ in range(times):
+        way.client.update_inventory("lock", "stock", -1, time_out=20_000)
+    assert way.client.statistics()["asked_again"] >= 1
+    assert way.stock == 10 - times
+    way.let_arrive()
+    assert way.stock == 10 - times
 
 
-def test_an_acquire_that_arrives_after_its_caller_gave_up_takes_no_lock(own_server, start_proxy):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url)
-    assert client.acquire_lock("lock")
-    client.release_lock("lock")
-    proxy.strike(Fault("hold", REQUEST))
-    proxy.refuse()
-    with pytest.raises(seckill.ConnectionError):
-        client.acquire_lock("lock", 60_000, 300)
-    late(proxy, observer)
-    assert not observer.exists("lock")
-
-
-def test_a_late_copy_of_a_call_that_was_asked_for_again_changes_nothing(own_server, start_proxy):
-    observer = own_server.redis()
-    observer.set("stock", 10)
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
-    client.update_inventory("lock", "stock", -1, time_out=20_000)
-    assert client.statistics()["asked_again"] >= 1
-    assert observer.get("stock") == b"9"
-    late(proxy, observer)
-    assert observer.get("stock") == b"9"
-
-
-def test_a_late_copy_changes_nothing_either_when_later_calls_came_between(own_server, start_proxy):
-    observer = own_server.redis()
-    observer.set("stock", 10)
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
-    for _ in range(3):
-        client.update_inventory("lock", "stock", -1, time_out=20_000)
-    late(proxy, observer)
-    assert observer.get("stock") == b"7"
-
-
-def test_a_late_copy_does_not_turn_a_refusal_round(own_server, start_proxy):
+def test_a_late_copy_does_not_turn_a_refusal_round(way):
     """Refused, restocked by somebody else, and only then the first copy arrives."""
-    observer = own_server.redis()
-    observer.set("stock", 0)
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url)
-    client.update_inventory("lock", "stock", 0)
-    proxy.strike(Fault("hold", REQUEST))
+    way.hold()
     with pytest.raises(seckill.InsufficientInventory):
-        client.update_inventory("lock", "stock", -1, time_out=20_000)
-    observer.set("stock", 5)
-    late(proxy, observer)
-    assert observer.get("stock") == b"5"
+        way.client.update_inventory("lock", "stock", -11, time_out=20_000)
+    way.observer.set("stock", 50)
+    way.let_arrive()
+    assert way.stock == 50
 
 
-def test_a_late_copy_of_an_acquire_takes_no_lock_that_was_released_since(own_server, start_proxy):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url)
-    assert client.acquire_lock("other")
-    proxy.strike(Fault("hold", REQUEST))
-    assert client.acquire_lock("lock", 60_000, 20_000) is True
-    client.release_lock("lock")
-    late(proxy, observer)
-    assert not observer.exists("lock")
+def test_a_late_copy_of_an_acquire_takes_no_lock_that_was_released_since(way):
+    way.hold()
+    assert way.client.acquire_lock("lock", 60_000, 20_000) is True
+    way.client.release_lock("lock")
+    way.let_arrive()
+    assert not way.lock_exists
 
 
-def test_a_late_copy_of_a_release_frees_nobody_elses_lock(own_server, start_proxy):
-    observer = own_server.redis()
-    proxy = start_proxy(own_server)
-    client = connected(proxy.url)
-    assert client.acquire_lock("lock", 60_000)
-    proxy.strike(Fault("hold", REQUEST))
-    client.release_lock("lock")
-    assert not observer.exists("lock")
-    assert client.acquire_lock("lock", 60_000, 0) is True
-    late(proxy, observer)
-    assert observer.exists("lock")
+def test_a_late_copy_of_a_release_frees_nobody_elses_lock(way):
+    assert way.client.acquire_lock("lock", 60_000)
+    way.hold()
+    way.client.release_lock("lock")
+    assert not way.lock_exists
+    assert way.client.acquire_lock("lock", 60_000, 0) is True
+    way.let_arrive()
+    assert way.lock_exists

@@ -167,7 +167,11 @@ class TestKeywords:
     @pytest.mark.parametrize(
         ("keywords", "error", "message"),
         [
-            ({"credential_provider": object()}, ValueError, "credential_provider: "),
+            (
+                {"credential_provider": object()},
+                TypeError,
+                r"credential_provider must have get_credentials\(\), or be callable, not object",
+            ),
             ({"connection_pool": redis.ConnectionPool()}, ValueError, "connection_pool: "),
             ({"redis_connect_func": print}, ValueError, "redis_connect_func: "),
             ({"host": 5}, TypeError, "host must be a str, not int"),
@@ -321,10 +325,10 @@ class TestInstance:
         with pytest.raises(ValueError, match=r"^ssl_ciphers: .* not supported"):
             resolve(library(ssl=True, ssl_ciphers="HIGH"), {})
 
-    def test_with_a_credential_provider_is_not_supported(self, library: type[redis.Redis]) -> None:
+    def test_with_a_credential_provider(self, library: type[redis.Redis]) -> None:
         provider = redis.UsernamePasswordCredentialProvider("u", "p")
-        with pytest.raises(ValueError, match=r"credential_provider: .* not supported"):
-            resolve(library(credential_provider=provider), {})
+        read = resolve(library(credential_provider=provider), {})
+        assert read["credential_provider"] is provider
 
 
 class TestOtherSources:

@@ -1,11 +1,14 @@
-"""The drop-in functions look exactly like the functions that they replace."""
+"""The drop-in functions, and the lock, look exactly like what they replace."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import pickle
+import sys
 
 import pytest
+import redis.lock
 import seckill
 
 pytestmark = pytest.mark.core
@@ -85,3 +88,56 @@ def test_change_num_is_one_unless_said_otherwise(client, key, lock, redis_py):
     assert redis_py.get(key) == b"1"
     client.update_inventory(lock, key)
     assert redis_py.get(key) == b"2"
+
+
+# -- the lock -----------------------------------------------------------------------------------
+
+BEYOND = {"auto_renew": False, "max_hold": None, "on_lost": None, "fair": False}
+
+
+def locks_of(*places):
+    return [pytest.param(importlib.import_module(place).Lock, id=place) for place in places]
+
+
+every_lock = pytest.mark.parametrize(
+    "cls",
+    locks_of(
+        "seckill",
+        "seckill.aio",
+        "seckill.compat.redis_lock",
+        "seckill.compat.redis_asyncio_lock",
+    ),
+)
+
+
+@every_lock
+def test_a_lock_begins_as_redis_pys_and_what_goes_beyond_goes_by_name(cls):
+    given = list(inspect.signature(cls).parameters.values())
+    theirs = [(p.name, p.kind, p.default) for p in parameters_of(redis.lock.Lock)]
+    assert [(p.name, p.kind, p.default) for p in given[: len(theirs)]] == theirs
+    beyond = given[len(theirs) :]
+    assert {p.kind for p in beyond} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {p.name: p.default for p in beyond} == BEYOND
+
+
+def parameters_of(function):
+    return inspect.signature(function).parameters.values()
+
+
+@every_lock
+def test_a_lock_is_known_by_the_place_that_it_is_imported_from(cls):
+    assert cls.__qualname__ == "Lock"
+    assert sys.modules[cls.__module__].Lock is cls
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    assert repr(cls(None, "sku:1")) == f"<{cls.__module__}.Lock 'sku:1': not held>"
+    assert inspect.getdoc(cls)
+
+
+@every_lock
+def test_a_locks_settings_are_its_attributes(cls):
+    settings = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    settings |= {"redis": "redis://localhost", "name": b"sku:1"}
+    settings |= {"timeout": 10, "auto_renew": True, "max_hold": 60}
+    made = cls(**settings)
+    assert {name: getattr(made, name) for name in settings} == settings
+    assert made.local.token is None

@@ -1,4 +1,4 @@
-"""The command line: `seckill demo`, or `python -m seckill demo`."""
+"""The command line: `seckill demo` and `seckill doctor`, or `python -m seckill ...`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,26 @@ exit status:
   2    no server, a package is missing, a wrong option
   130  interrupted
 """
+ABOUT_DOCTOR = """\
+Look at a server: what about it could oversell, lose or stall, the gravest
+first, each with the reason and the remedy. It asks, and changes nothing but
+one throw-away key, seckill:{doctor}:..., which is gone after five seconds.
+"""
+DOCTOR_EXAMPLES = """\
+examples:
+  seckill doctor                                   the server of the environment
+  seckill doctor redis://10.0.0.5:6379/0
+  seckill doctor --lock sku:7:lock --key sku:7     are they in one cluster slot?
+  SECKILL_REDIS_URL=redis://:password@host seckill doctor --json
+
+The list of processes shows a password in the URL, and not SECKILL_REDIS_URL.
+
+exit status:
+  0    healthy
+  1    findings, or something that could not be learnt
+  2    the server cannot be reached or does not let us in, a wrong URL or option
+  130  interrupted
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; None: those of this process.
 
     Returns:
-        The exit status: 0 done, 1 the audit does not add up, 2 it could not be run,
-        130 interrupted.
+        The exit status: 0 done, 1 the audit does not add up, or the doctor found something, 2 it
+        could not be run, 130 interrupted.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -48,8 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        from seckill.demo import run
-
+        if options.command == "doctor":
+            from seckill.doctor import run
+        else:
+            from seckill.demo import run
         status = run(options)
         sys.stdout.flush()
         return status
@@ -110,7 +132,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     number("--lease", "MS", 1, HOUR, 5000, "how long a lock lasts (default: %(default)s ms)")
     number("--work", "MS", 0, HOUR, 0, "what else a sale takes (default: %(default)s ms)")
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what about a server could oversell, lose or stall",
+        description=ABOUT_DOCTOR,
+        epilog=DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument(
+        "url",
+        metavar="URL",
+        nargs="?",
+        help="the server (default: SECKILL_REDIS_URL, else REDIS_URL, else localhost)",
+    )
+    doctor.add_argument("--lock", metavar="NAME", type=_name, help="a lock that you use")
+    doctor.add_argument("--key", metavar="NAME", type=_name, help="a stock that you sell from")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:

@@ -239,15 +239,19 @@ class Lock(LockBase):
         mine = self.local._find(task)
         if mine is None or mine.token is None:
             return False
-        return self._is_holder(mine, await self._native().begin_holder())
+        token = mine.token
+        return self._is_holder(mine, token, await self._native().begin_holder())
 
     async def _ensure_held(self, task: Task[Any] | None) -> None:
         mine = self._held_or_lost(self.local._find(task))
-        self._judge(mine, await self._native().begin_holder())
+        token = mine.token
+        self._judge(mine, token, await self._native().begin_holder())
 
     async def _prolong(self, what: str, mine: Acquisition | None, ms: int, how: str) -> True_:
         mine = self._holding(what, mine)
-        if not await self._native().begin_extend(self._token(mine.token), ms, how, mine.held):
+        held = mine.held
+        done = await self._native().begin_extend(self._token(mine.token), ms, how, held)
+        if not done or (held is not None and held.lost):
             raise self._gone(what, mine)
         return True
 

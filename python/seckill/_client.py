@@ -21,18 +21,20 @@ class Client(_core.CoreClient):
     Args:
         source: a URL (`redis://`, `valkey://`, `unix://`; with TLS `rediss://`, `valkeys://`), or
             an existing `redis.Redis` or `valkey.Valkey` (or asyncio twin), whose connection
-            settings are read. None: the
-            keywords; and if they do not say where or as whom to connect, the environment variable
-            SECKILL_REDIS_URL, else REDIS_URL, else `redis://localhost:6379/0`.
+            settings are read. None: the keywords; and if they do not say where or as whom to
+            connect, the environment variable SECKILL_REDIS_URL, else REDIS_URL, else
+            `redis://localhost:6379/0`.
         options: the keywords of `redis.Redis` (`host`, `port`, `db`, `username`, `password`,
-            `unix_socket_path`, `client_name`; `socket_timeout`: seconds that one attempt waits for
-            an answer, 1 by default; `socket_connect_timeout`), and `timeout`: seconds that a call
-            without a `time_out` of its own may take in all, 10 by default. `ssl=True` asks for
-            TLS; `ssl_ca_certs`, `ssl_ca_path` or `ssl_ca_data` say whom to believe (else the
-            system does), `ssl_certfile` and `ssl_keyfile` are a certificate of our own,
-            `ssl_check_hostname`, `ssl_cert_reqs` and `ssl_min_version` are as in redis-py. Those
-            that only tune how redis-py works inside (`decode_responses`, `retry`,
-            `max_connections` ...) have no effect. What a URL says goes before a keyword.
+            `unix_socket_path`, `client_name`; `credential_provider`: who is asked for user and
+            password at each connect, an object with `get_credentials()` or a callable;
+            `socket_timeout`: seconds that one attempt waits for an answer, 1 by default;
+            `socket_connect_timeout`), and `timeout`: seconds that a call without a `time_out` of
+            its own may take in all, 10 by default. `ssl=True` asks for TLS; `ssl_ca_certs`,
+            `ssl_ca_path` or `ssl_ca_data` say whom to believe (else the system does),
+            `ssl_certfile` and `ssl_keyfile` are a certificate of our own, `ssl_check_hostname`,
+            `ssl_cert_reqs` and `ssl_min_version` are as in redis-py. Those that only tune how
+            redis-py works inside (`decode_responses`, `retry`, `max_connections` ...) have no
+            effect. What a URL says goes before a keyword.
 
     Raises:
         TypeError: unknown keyword, or a source or value of another type.

@@ -150,6 +150,7 @@ class Leaving:
         mine = self._mine
         if error is None:
             mine.token = mine.held = None
+            mine.told = False
         elif isinstance(error, caught(LockNotOwnedError)):
             mine.token = None
             if self._again:  # the one before, whose outcome was not known, was carried out

@@ -243,7 +243,8 @@ class Lock(LockBase):
         mine = self.local._find()
         if mine is None or mine.token is None:
             return False
-        return self._is_holder(mine, self._native().holder())
+        token = mine.token
+        return self._is_holder(mine, token, self._native().holder())
 
     def ensure_held(self) -> None:
         """Ask whether the caller still holds the lock, and raise if not.
@@ -262,7 +263,8 @@ class Lock(LockBase):
             ...         lock.ensure_held()
         """
         mine = self._held_or_lost(self.local._find())
-        self._judge(mine, self._native().holder())
+        token = mine.token
+        self._judge(mine, token, self._native().holder())
 
     def do_acquire(self, token: bytes) -> bool:
         """Try once to take the lock; a subclass may override it, and `acquire` then polls.
@@ -448,7 +450,10 @@ class Lock(LockBase):
 
     def _prolong(self, what: str, ms: int, how: str) -> Literal[True]:
         mine = self._holding(what, self.local._find())
-        if not self._native().extend(self._token(mine.token), ms, how, mine.held):
+        held = mine.held
+        done = self._native().extend(self._token(mine.token), ms, how, held)
+        # Who has been told that the lock is lost is not told otherwise.
+        if not done or (held is not None and held.lost):
             raise self._gone(what, mine)
         return True
 

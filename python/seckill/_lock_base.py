@@ -284,6 +284,7 @@ class LockBase:
         kind = "LockNotOwnedError"
         if mine.held is not None:
             kind, mine.told = "LockLostError", True
+            mine.held.lose()
         name = self._name()
         return make(kind, f"cannot {what} lock {name!r}: it is no longer held", name)
 
@@ -299,15 +300,19 @@ class LockBase:
             raise self._gone("use", mine)
         return self._holding("use", mine)
 
-    def _is_holder(self, mine: Acquisition, holder: bytes | None) -> bool:
-        if holder == self._token(mine.token):
+    def _is_holder(self, mine: Acquisition, token: object, holder: bytes | None) -> bool:
+        """Whether the answer to a question that was asked with that token says so."""
+        if holder == self._token(token):
             return True
-        mine.told = mine.held is not None
+        # Unless another thread, or task, has begun to release it meanwhile.
+        if mine.held is not None and mine.token == token and not mine.leaving:
+            mine.told = True
+            mine.held.lose()
         return False
 
-    def _judge(self, mine: Acquisition, holder: bytes | None) -> None:
+    def _judge(self, mine: Acquisition, token: object, holder: bytes | None) -> None:
         # Who has been told that the lock is lost is not told otherwise.
-        if not self._is_holder(mine, holder) or mine.lost:
+        if not self._is_holder(mine, token, holder) or mine.lost:
             raise self._gone("use", mine)
 
     def _proving(self) -> Acquisition | None:

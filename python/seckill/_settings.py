@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         db: int | str | None
         username: str | bytes | None
         password: str | bytes | None
+        credential_provider: object
         client_name: str | None
         timeout: float | None
         socket_timeout: float | None
@@ -77,6 +78,7 @@ LATER_SCHEMES = ("redis+sentinel", "redis+cluster")
 UNSUPPORTED = "is not supported by this version of seckill"
 
 PLACE = ("host", "port", "unix_socket_path")
+WHO = ("db", "username", "password", "credential_provider")
 
 IDLE = frozenset(
     """
@@ -90,7 +92,6 @@ IDLE = frozenset(
 )
 REFUSED = {
     "connection_pool": "a connection pool as a keyword (pass the redis.Redis that uses it)",
-    "credential_provider": "a credential provider",
     "redis_connect_func": "a connect function",
     "valkey_connect_func": "a connect function",
 }
@@ -130,7 +131,7 @@ def resolve(source: str | RedisLike | None, options: Mapping[str, object]) -> di
     place = [name for name in PLACE if name in given]
     if source is None:
         source = next(filter(None, map(os.environ.get, ENVIRONMENT)), None)
-        who = not given.keys().isdisjoint(("db", "username", "password"))
+        who = not given.keys().isdisjoint(WHO)
         if place or who or (tls.get("ssl") and source is None):
             given = given if "unix_socket_path" in given else {"host": "localhost"} | given
             return given | _used(tls)
@@ -221,6 +222,14 @@ def _text(name: str, value: object) -> str:
     return value
 
 
+def _provider(name: str, value: object) -> object:
+    if not (callable(value) or hasattr(value, "get_credentials")):
+        raise TypeError(
+            f"{name} must have get_credentials(), or be callable, not {type(value).__name__}"
+        )
+    return value
+
+
 def _path(name: str, value: object) -> str:
     if not isinstance(value, str | bytes | os.PathLike):
         raise TypeError(f"{name} must be a path, not {type(value).__name__}")
@@ -298,6 +307,7 @@ READ: dict[str, Callable[[str, object], object]] = {
     "db": _db,
     "username": _text,
     "password": _text,
+    "credential_provider": _provider,
     "client_name": _text,
     "timeout": _seconds,
     "socket_timeout": _seconds,

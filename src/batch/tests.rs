@@ -94,9 +94,13 @@ proptest! {
                 lease: Some(1),
                 again: false,
                 fenced: true,
+                attempt: [b'a'; 32],
                 place: None,
             }),
-            2 => step(Ask::Release { lock: name("lock"), token: name("token"), place: None }),
+            2 => {
+                let (lock, token) = (name("lock"), Some(name("token")));
+                step(Ask::Release { lock, token, by: None, place: None })
+            },
             3 => {
                 let (lock, token) = (name("lock"), name("token"));
                 step(Ask::Extend { lock, token, ms: 1, how: Extension::Add })

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::hold::{Hold, Tally};
+use crate::hold::{Hold, Tally, provable_end};
 use crate::names::Name;
 use crate::random;
 use crate::script_call::PLACE_LIFE;
-use crate::step::{Ask, PlaceId, QueuePlace, Token};
+use crate::step::{Ask, Attempt, QueuePlace, Token};
 use crate::turnstile::Place;
+use crate::watch::ATTEMPT;
 use crate::wish::Terms;
 
 /// See the module's description.
@@ -18,11 +19,12 @@ pub struct Acquiring {
     pub token: Token,
     /// The place in the queue of this process.
     pub turn: Option<Place>,
-    /// The place in the queue of all processes, and whether the server may know of it.
-    place: Option<(PlaceId, bool)>,
-    waits: bool,
+    /// The token was chosen by the caller: others may have chosen the same.
+    chosen: bool,
+    attempt: Attempt,
+    place: Spot,
     /// Somebody is before us there, and is gone by then if he does not ask again.
-    pub behind: Option<Instant>,
+    behind: Option<Instant>,
     began: Instant,
     /// When it last asked.
     pub asked: Instant,
@@ -34,6 +36,19 @@ pub struct Acquiring {
     pub hold: Option<Arc<Hold>>,
 }
 
+/// The place in the queue of all processes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spot {
+    /// None: it tries once, and overtakes whoever waits.
+    Nowhere,
+    /// None, but it overtakes nobody.
+    Passing,
+    /// It is to wait there.
+    Wanted,
+    /// It waits there.
+    Known,
+}
+
 impl Acquiring {
     /// An acquire that has not asked yet.
     pub fn new(terms: &Terms, turn: Option<Place>, waits: bool, began: Instant) -> Self {
@@ -41,8 +56,13 @@ impl Acquiring {
         Self {
             token: terms.token.as_ref().map_or_else(random, Arc::clone),
             turn,
-            place: (waits || terms.fair).then(|| (random::hex_bytes(), false)),
-            waits,
+            chosen: terms.token.is_some(),
+            attempt: random::hex_bytes(),
+            place: match (waits, terms.fair) {
+                (true, _) => Spot::Wanted,
+                (false, true) => Spot::Passing,
+                (false, false) => Spot::Nowhere,
+            },
             behind: None,
             began,
             asked: began,
@@ -54,47 +74,54 @@ impl Acquiring {
 
     /// What to ask the server for. Who does not wait takes no place in the queue.
     pub fn ask(&mut self, lock: &Name, terms: &Terms) -> Ask {
-        let waits = self.waits;
         (self.asked, self.behind) = (Instant::now(), None);
         self.turn.iter().for_each(Place::asks);
-        let place = self.place.as_mut().map(|(id, known)| {
-            *known |= waits;
-            QueuePlace { id: *id, arrived: self.began, waits, fair: terms.fair }
-        });
+        let waits = matches!(self.place, Spot::Wanted | Spot::Known);
+        let place = QueuePlace { arrived: self.began, waits, fair: terms.fair };
         let ms = |lease: std::time::Duration| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
         Ask::Acquire {
             lock: Arc::clone(lock),
             token: Arc::clone(&self.token),
             lease: terms.lease.map(ms),
-            // A token of the caller's choice may be somebody else's as well.
-            again: self.renewed || terms.token.is_none(),
+            again: !self.chosen,
             fenced: terms.handle.is_some(),
-            place,
+            attempt: self.attempt,
+            place: (self.place != Spot::Nowhere).then_some(place),
         }
     }
 
-    /// When to ask again, told or not: to renew the place in the queue of all processes, and because
-    /// whoever is before us may be gone.
-    pub fn ask_again(&self) -> Option<Instant> {
-        let (_, known) = self.place?;
-        let renew = known.then(|| self.asked + PLACE_LIFE / 3);
-        renew.into_iter().chain(self.behind).min()
+    /// Somebody else has the lock, or is before us and gone by then if he does not ask again.
+    pub fn waits(&mut self, behind: Option<Instant>) {
+        (self.held, self.behind) = (true, behind);
+        if self.place == Spot::Wanted {
+            self.place = Spot::Known;
+        }
+    }
+
+    /// When to ask again, told or not: to renew the place in the queue of all processes; because whoever
+    /// is before us there may be gone; and once more before `end`, for those before us may have missed
+    /// that the lock was freed.
+    pub fn ask_again(&self, end: Instant) -> Option<Instant> {
+        let renew = (self.place == Spot::Known).then(|| self.asked + PLACE_LIFE / 3);
+        let last = end.checked_sub(2 * ATTEMPT).filter(|last| *last > self.asked);
+        let behind = self.behind.map(|until| last.map_or(until, |last| until.min(last)));
+        renew.into_iter().chain(behind).min()
     }
 
     /// The server has granted it, with this fence. None when it was told so late that the lease may be
     /// over: then it is asked for anew, with the same token. Once: a lease shorter than a round trip is
     /// nobody's for long.
     pub fn grant(&mut self, lock: &Name, terms: &Terms, fence: u64) -> Option<Arc<Hold>> {
-        if let Some((_, known)) = &mut self.place {
-            *known = false;
+        if self.place == Spot::Known {
+            self.place = Spot::Wanted;
         }
         let late = terms.lease.is_some_and(|lease| self.asked.elapsed() >= lease);
-        if late && !self.renewed {
+        if late && !self.renewed && !self.chosen {
             self.renewed = true;
             return None;
         }
         let tally = terms.handle.as_ref().map(|handle| &handle.tally);
-        let ends = terms.lease.and_then(|lease| self.asked.checked_add(lease));
+        let ends = terms.lease.and_then(|lease| provable_end(self.asked, lease));
         let hold = Hold::new(lock, &self.token, fence, ends, tally);
         self.hold = Some(Arc::clone(&hold));
         Some(hold)
@@ -113,9 +140,12 @@ impl Acquiring {
     /// is nothing to undo.
     pub fn undo(&mut self, lock: &Name, under_way: bool) -> Option<Ask> {
         let granted = self.hold.take().is_some();
-        let place = self.place.and_then(|(id, known)| known.then_some(id));
-        let needed = under_way || granted || self.renewed || place.is_some();
-        let (lock, token) = (Arc::clone(lock), Arc::clone(&self.token));
-        needed.then_some(Ask::Release { lock, token, place })
+        let known = self.place == Spot::Known || (under_way && self.place == Spot::Wanted);
+        let place = known.then_some(self.attempt);
+        let may_hold = under_way || granted || self.renewed;
+        let token = may_hold.then(|| Arc::clone(&self.token));
+        let by = (may_hold && self.chosen).then_some(self.attempt);
+        let lock = Arc::clone(lock);
+        (may_hold || place.is_some()).then_some(Ask::Release { lock, token, by, place })
     }
 }

@@ -21,18 +21,21 @@ impl Call {
             (_, Reply::Failed(error)) => return Some(self.fail(error)),
             (Wish::Acquire { lock, .. } | Wish::Update { lock, .. }, Reply::Held { until }) => {
                 let lock = Arc::clone(lock);
+                self.acquiring.iter_mut().for_each(|it| it.waits(None));
                 self.lie_down(&lock, until);
                 return None;
             }
             (Wish::Acquire { lock, .. }, Reply::Queued { behind, until }) => {
                 let before = place_key(&behind, lock).into();
-                self.acquiring.iter_mut().for_each(|it| it.behind = Some(until));
+                self.acquiring.iter_mut().for_each(|it| it.waits(Some(until)));
                 self.lie_down(&before, Some(until));
                 return None;
             }
             (Wish::Acquire { .. }, Reply::Acquired { fence }) => return self.granted(fence),
             (Wish::Release { lock }, reply @ (Reply::Released | Reply::Foreign)) => {
-                if let Some(Ask::Release { token, .. }) = self.step().map(|step| &step.ask) {
+                if let Some(Ask::Release { token: Some(token), .. }) =
+                    self.step().map(|step| &step.ask)
+                {
                     self.client.holdings.remove(lock, token);
                 }
                 self.client.ear.tell(lock);
@@ -93,9 +96,6 @@ impl Call {
 
     /// Somebody else holds the lock, or is before us: sleeps until `name` is gone, or `until`.
     fn lie_down(&mut self, name: &Name, until: Option<Instant>) {
-        if let Some(acquiring) = self.acquiring.as_deref_mut() {
-            acquiring.held = true;
-        }
         if self.waiter.as_ref().is_none_or(|waiter| waiter.name() != name) {
             self.waiter = Some(Box::new(self.client.ear.waiter(name)));
         }

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use super::args::{self, Given};
-use super::{ending, errors, gate, owners};
+use super::{ending, errors, gate, login, owners};
 use crate::call::Call;
 use crate::caller::Caller;
 use crate::client::Client;
@@ -24,7 +24,8 @@ use crate::wish::{Outcome, Wish};
 /// A client over one server; `seckill.Client` is its Python face.
 #[pyclass(frozen, subclass, module = "seckill._core")]
 pub struct CoreClient {
-    settings: Settings,
+    pub(super) settings: Settings,
+    credential_provider: Option<Py<PyAny>>,
     /// Only locked while attached to Python, where no other thread can be at a fork.
     living: RwLock<Living>,
 }
@@ -106,7 +107,7 @@ impl CoreClient {
     }
 }
 
-fn run_signal_handlers(py: Python<'_>) -> PyResult<()> {
+pub fn run_signal_handlers(py: Python<'_>) -> PyResult<()> {
     py.check_signals()
 }
 
@@ -116,10 +117,11 @@ impl CoreClient {
     #[pyo3(signature = (*, url=None, host=None, port=None, unix_socket_path=None, db=None, username=None,
         password=None, client_name=None, timeout=None, socket_timeout=None, socket_connect_timeout=None,
         ssl=None, ssl_ca_certs=None, ssl_ca_path=None, ssl_ca_data=None, ssl_certfile=None, ssl_keyfile=None,
-        ssl_cert_reqs=None, ssl_check_hostname=None, ssl_min_version=None))]
+        ssl_cert_reqs=None, ssl_check_hostname=None, ssl_min_version=None, credential_provider=None))]
     // One for each keyword of Python's constructor.
     #[allow(clippy::too_many_arguments)]
     fn new(
+        py: Python<'_>,
         url: Option<&str>,
         host: Option<String>,
         port: Option<u16>,
@@ -140,6 +142,7 @@ impl CoreClient {
         ssl_cert_reqs: Option<&str>,
         ssl_check_hostname: Option<bool>,
         ssl_min_version: Option<i64>,
+        credential_provider: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let mut settings = Settings::default();
         if let Some(path) = unix_socket_path {
@@ -181,8 +184,15 @@ impl CoreClient {
             tls.check().map_err(PyValueError::new_err)?;
             settings.tls = Some(tls);
         }
+        if let Some(provider) = &credential_provider {
+            if settings.username.is_some() || settings.password.is_some() {
+                let why = "credential_provider: user and password are given already";
+                return Err(PyValueError::new_err(why));
+            }
+            settings.provider = Some(login::provider(py, provider)?);
+        }
         let living = RwLock::new(Living::new(&settings));
-        Ok(Self { settings, living })
+        Ok(Self { settings, credential_provider, living })
     }
 
     #[doc = include_str!("docs/acquire_lock.txt")]
@@ -294,6 +304,9 @@ impl CoreClient {
         settings.set_item("socket_timeout", ours.socket_timeout.as_secs_f64())?;
         let connect_timeout = ours.connect_timeout.map(|limit| limit.as_secs_f64());
         settings.set_item("socket_connect_timeout", connect_timeout)?;
+        if let Some(provider) = &self.credential_provider {
+            settings.set_item("credential_provider", provider)?;
+        }
         if let Some(tls) = &ours.tls {
             settings.set_item("ssl", true)?;
             for (name, path) in [

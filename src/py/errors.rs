@@ -41,6 +41,13 @@ fn make(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::Unreachable(why) => make.call1(("ConnectionError", why))?,
         Error::OutcomeUnknown(why) => make.call1(("OutcomeUnknown", why))?,
         Error::Authentication(why) => make.call1(("AuthenticationError", why))?,
+        Error::NoLogin(unknown) => {
+            let exception = make.call1(("AuthenticationError", unknown.why))?;
+            if let Some(cause) = unknown.cause.downcast_ref::<Py<PyAny>>() {
+                exception.setattr("__cause__", cause)?;
+            }
+            exception
+        }
         Error::Refused { code, detail } => make.call1(("ServerError", code, detail))?,
         Error::Interrupted => make.call1(("ConnectionError", "the call was interrupted"))?,
         Error::Forked => {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyTuple;
 
 use crate::fork;
 use crate::renewer::Renewer;
@@ -28,19 +30,28 @@ pub fn renewer() -> Arc<Renewer> {
 
 /// Calls a Python callable in a thread of its own: the renewer must not wait for the GIL, which
 /// somebody may hold for longer than a lease lasts.
+///
+/// A thread of Python's: before Python 3.14 one that asks for the GIL while the interpreter ends is
+/// unwound, which must not go through Rust. Ours only starts it, and runs no Python code.
 pub fn in_a_thread(callable: Py<PyAny>) -> Arc<dyn Fn() + Send + Sync> {
     let callable = Arc::new(callable);
     Arc::new(move || {
         let callable = Arc::clone(&callable);
-        let call = move || {
+        let start = move || {
             // None while the interpreter ends: then there is nobody to tell.
-            let _told = Python::try_attach(|py| {
-                if let Err(error) = callable.call0(py) {
+            let _started = Python::try_attach(|py| {
+                if let Err(error) = start_thread(py, &callable) {
                     error.write_unraisable(py, Some(callable.bind(py)));
                 }
             });
         };
         // Without a thread, `lost` tells whoever asks.
-        let _spawned = std::thread::Builder::new().name("seckill-lost".to_owned()).spawn(call);
+        let _spawned = std::thread::Builder::new().name("seckill-lost".to_owned()).spawn(start);
     })
+}
+
+fn start_thread(py: Python<'_>, callable: &Py<PyAny>) -> PyResult<()> {
+    static START: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let start = START.import(py, "_thread", "start_new_thread")?;
+    start.call1((callable.bind(py), PyTuple::empty(py))).map(drop)
 }

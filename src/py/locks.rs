@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -51,6 +52,19 @@ impl Held {
         self.0.is_lost(Instant::now())
     }
 
+    /// Take note that it is over: the server says that the lock is another's.
+    ///
+    /// Examples:
+    ///     >>> import seckill
+    ///     >>> with seckill.embedded() as server, server.client() as client:
+    ///     ...     seckill.Lock(client, "sku:1").lost
+    ///     False
+    fn lose(&self) {
+        if self.0.is_ours() {
+            self.0.lose();
+        }
+    }
+
     /// Tell for how many seconds it is provably ours, whatever the server does.
     ///
     /// Returns:
@@ -76,12 +90,21 @@ pub struct CoreLock {
     /// None: the process's default client, whichever that is.
     client: Option<Py<CoreClient>>,
     name: Name,
-    tally: Arc<Tally>,
+    /// What was counted, and in which generation: a child counts afresh. Only locked while attached.
+    tally: Mutex<(u64, Arc<Tally>)>,
 }
 
 type Answer = PyResult<Option<Py<PyAny>>>;
 
 impl CoreLock {
+    fn tally(&self) -> Arc<Tally> {
+        let mut tally = self.tally.lock();
+        if tally.0 != fork::generation() {
+            *tally = (fork::generation(), Arc::default());
+        }
+        Arc::clone(&tally.1)
+    }
+
     fn run(&self, py: Python<'_>, wish: Wish, time_out: Option<Duration>) -> Answer {
         // What is told depends on the wish, and the call takes the wish along.
         let teller = outcome::Teller::of(&wish);
@@ -133,7 +156,7 @@ impl CoreLock {
             lease: lease.map(Duration::from_millis),
             token: token.map(Token::from),
             fair,
-            handle: Some(Handle { tally: Arc::clone(&self.tally), keep }),
+            handle: Some(Handle { tally: self.tally(), keep }),
         };
         Ok((Wish::Acquire { lock: Arc::clone(&self.name), terms }, Some(wait)))
     }
@@ -181,7 +204,7 @@ impl CoreLock {
     #[new]
     #[pyo3(signature = (client, name, /))]
     fn new(client: Option<Py<CoreClient>>, name: &Bound<'_, PyAny>) -> PyResult<Self> {
-        Ok(Self { client, name: args::name("name", name)?, tally: Arc::default() })
+        Ok(Self { client, name: args::name("name", name)?, tally: Mutex::default() })
     }
 
     /// The lock's name, as the server knows it.
@@ -286,7 +309,7 @@ impl CoreLock {
     ///     0
     fn statistics<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counts = PyDict::new(py);
-        let tally = &self.tally;
+        let tally = self.tally();
         for (name, counter) in [
             ("acquired", &tally.acquired),
             ("refused", &tally.refused),

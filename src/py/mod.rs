@@ -16,10 +16,12 @@ mod functions;
 mod gate;
 mod keeping;
 mod locks;
+mod login;
 mod outcome;
 mod owners;
 mod pending;
 mod portion;
+mod probe;
 
 use pyo3::prelude::*;
 
@@ -42,6 +44,9 @@ mod core {
 
     #[pymodule_export]
     use super::locks::{CoreLock, Held, generation};
+
+    #[pymodule_export]
+    use super::probe::Probe;
 
     #[pymodule_init]
     fn init(module: &super::Bound<'_, super::PyModule>) -> super::PyResult<()> {

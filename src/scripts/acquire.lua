@@ -9,10 +9,11 @@
 --       5      the lease, in milliseconds; '' for ever
 --       6      '1' if the token may hold the lock already, else ''
 --       7      '1' if a fence is wanted, else ''
---       8      for a place: who we are in the queue
---       9      when we arrived, in microseconds of this server's clock
---       10     how long our place lives, in milliseconds; '0' if we do not wait
---       11     '1' if nobody who arrived before us is to be overtaken, else ''
+--       8      this attempt: who we are in the queue, and beside the fence
+--       9      for a place: when we arrived, in microseconds of this server's clock
+--       10     how long a place lives, in milliseconds
+--       11     '1' if we wait for the lock, and '' if we only ask
+--       12     '1' if nobody who arrived before us is to be overtaken, else ''
 -- returns
 --       'A fence'    acquired (fence: '' if none is wanted); if the token held the lock already, its
 --                    lease begins anew
@@ -26,39 +27,53 @@
 --
 -- A place is three things: a member of the queue, a time in the hash, and a key that whoever comes next
 -- can watch. It is gone when its owner takes the lock, gives up, or does not ask again in time. The key
--- is written by its owner alone, so each call names all its keys; and seldom, for it is told.
+-- is written by its owner alone, so each call names all its keys; and seldom, for it is told. Whoever
+-- may not use the queue's commands (an ACL) does without, and watches the lock, unless he is fair.
 --
 -- A fence is this server's time in microseconds, or more if the last fence was: so it grows also when
 -- the counter is lost. The counter lives longer than the lease, and not for ever.
 local mine = ARGV[6] ~= '' and seen[2] == ARGV[4]
 local free = mine or call('EXISTS', KEYS[2]) == 0
-local me, fair = ARGV[8], ARGV[11] == '1'
+local me, fair = ARGV[8], ARGV[12] == '1'
 local queue, lives, place
-if me then queue, lives, place = KEYS[3], KEYS[4], KEYS[5] end
+if ARGV[9] then queue, lives, place = KEYS[3], KEYS[4], KEYS[5] end
+
+local rank, entered, now
+if queue and not mine and (fair or not free) then
+  now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local arrived = string.format('%.0f', math.min(tonumber(ARGV[9]), time[1] * 1000000 + time[2]))
+  local try = fair and call or redis.pcall
+  local function may(...) return type(try(...)) ~= 'table' end
+  if ARGV[11] == '' or (free and call('ZCARD', queue) == 0) then
+    rank = call('ZCOUNT', queue, '-inf', arrived)
+  elseif
+    may('HSET', lives, me, string.format('%.0f', now + ARGV[10]))
+    and may('PEXPIRE', lives, ARGV[10])
+    -- Once: a place is never moved, or two could each believe that the other comes first.
+    and may('ZADD', queue, 'NX', arrived, me)
+    and may('PEXPIRE', queue, ARGV[10])
+    and may('ZRANK', queue, me)
+    and may('HGET', lives, me)
+  then
+    rank, entered = call('ZRANK', queue, me), true
+  end
+end
 
 local before, life
-if me and not mine and (fair or not free) then
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local arrived = string.format('%.0f', math.min(tonumber(ARGV[9]), time[1] * 1000000 + time[2]))
-  local rank = call('ZRANK', queue, me) or call('ZCOUNT', queue, '-inf', arrived)
-  while rank > 0 do
-    rank = rank - 1
-    local who = call('ZRANGE', queue, rank, rank)[1]
-    local left = tonumber(call('HGET', lives, who) or 0) - now
-    if left > 0 then
-      if fair or rank > 0 then before, life = who, left end
-      break
-    end
-    call('ZREM', queue, who)
-    call('HDEL', lives, who)
+while rank and rank > 0 do
+  rank = rank - 1
+  local who = call('ZRANGE', queue, rank, rank)[1]
+  local left = tonumber(call('HGET', lives, who) or 0) - now
+  -- One that lives for longer than any lives was entered before this clock was set back.
+  if left > 0 and left <= tonumber(ARGV[10]) then
+    if fair or rank > 0 then before, life = who, left end
+    break
   end
-  if (before or not free) and ARGV[10] ~= '0' then
-    call('ZADD', queue, arrived, me)
-    call('HSET', lives, me, string.format('%.0f', now + ARGV[10]))
-    call('PEXPIRE', queue, ARGV[10])
-    call('PEXPIRE', lives, ARGV[10])
-    if call('PTTL', place) < 2 * ARGV[10] then call('SET', place, '', 'PX', 8 * ARGV[10]) end
-  end
+  call('ZREM', queue, who)
+  call('HDEL', lives, who)
+end
+if entered and (before or not free) and call('PTTL', place) < 2 * ARGV[10] then
+  call('SET', place, '', 'PX', 8 * ARGV[10])
 end
 
 if before then return record(string.format('Q %.0f ', life) .. before) end
@@ -66,8 +81,8 @@ if not free then return record('H ' .. call('PTTL', KEYS[2])) end
 
 local fence, counter = '', ARGV[7] ~= '' and #KEYS
 if counter then
-  local number = math.max(time[1] * 1000000 + time[2], (tonumber(seen[counter] or 0) or 0) + 1)
-  fence = string.format('%.0f', number)
+  local last = tonumber(string.match(seen[counter] or '', '^%d+') or 0)
+  fence = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
 end
 local answer = record('A ' .. fence)
 if ARGV[5] == '' then
@@ -77,9 +92,9 @@ else
 end
 if counter then
   local life = string.format('%.0f', tonumber(ARGV[3]) + (tonumber(ARGV[5]) or 0))
-  call('SET', KEYS[counter], fence, 'PX', life)
+  call('SET', KEYS[counter], fence .. ' ' .. ARGV[8], 'PX', life)
 end
-if me and seen[5] then
+if entered or queue and seen[5] then
   call('ZREM', queue, me)
   call('HDEL', lives, me)
   call('DEL', place)

@@ -1,0 +1,62 @@
+"""What the tests of `seckill doctor` share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import seckill
+from seckill.doctor.finding import Finding, Gravity
+from seckill.doctor.findings import judge
+from seckill.doctor.probes import examine
+
+
+def doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "seckill", "doctor", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+class Seen:
+    """The results of one examination, by check."""
+
+    def __init__(self, results: list[Finding]) -> None:
+        self.results = results
+
+    def __getitem__(self, check: str) -> Finding:
+        """The gravest result of a check."""
+        found = [result for result in self.results if result.check == check]
+        assert found, f"no result of {check!r}: {self.results}"
+        return found[0]
+
+    def gravity(self, check: str) -> Gravity:
+        return self[check].gravity
+
+    @property
+    def fine(self) -> set[str]:
+        return {result.check for result in self.results if result.gravity is Gravity.FINE}
+
+    @property
+    def findings(self) -> dict[str, str]:
+        """What is not fine, and what may come of it."""
+        found = [result for result in self.results if result.gravity.is_finding]
+        return {result.check: result.gravity.name for result in found}
+
+
+def see(url: str, **names: str) -> Seen:
+    """Examine a server, and judge it."""
+    return Seen(judge(examine(seckill.Client(url), **names)))
+
+
+def eventually(done: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
