@@ -175,7 +175,7 @@ def read_and_write(address, url, lock, way):
 @pytest.mark.parametrize(
     ("way", "written", "value"), [("plain", 1, b"6"), ("fence", 0, b"10"), ("stock", 0, b"10")]
 )
-def test_a_stale_holder_cannot_spoil_what_is_fenced(start_server, way, written, value):
+def test_a_stale_holder_cannot_spoil_what_is_fenced(request, start_server, way, written, value):
     """Paused between read and write until another has come and gone; plainly written, it spoils."""
     server = start_server()
     observer = server.redis()
@@ -183,6 +183,7 @@ def test_a_stale_holder_cannot_spoil_what_is_fenced(start_server, way, written, 
     observer.hset("fenced", mapping={"value": 5})
     address = (server.host, server.port)
     stale = Program(read_and_write, address, server.url, "lock", way)
+    request.addfinalizer(stale.process.kill)  # stopped, it would outlive a failure
     stale.expect("read")
     os.kill(stale.pid, signal.SIGSTOP)
     with seckill.Client(server.url) as client:
