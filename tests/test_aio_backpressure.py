@@ -47,7 +47,7 @@ class Wire:
         for data in self._sent.values():
             for name, *words in commands(b"".join(data)):
                 if name in (b"EVALSHA", b"EVAL"):
-                    # script, number of keys, keys, batch, deadline, life, token, right, and the runs
+                    # script, number of keys, keys, batch, deadline, life, token, right, runs
                     own = words[2 + int(words[1]) :]
                     runs = [int(count) for count in own[6::2]]
                     batches.setdefault(int(own[0]), []).append(runs)
