@@ -11,7 +11,8 @@ use crate::step::{Extension, Token};
 
 /// What a caller wants.
 pub enum Wish {
-    /// Take a lock; [`Outcome::Done`] with false when somebody else held it all the time.
+    /// Take a lock; [`Outcome::Done`] with false when somebody else held it, or was before us, all the
+    /// time.
     Acquire {
         /// The lock's name.
         lock: Name,

@@ -66,6 +66,7 @@ while rank and rank > 0 do
   local left = tonumber(call('HGET', lives, who) or 0) - now
   -- One that lives for longer than any lives was entered before this clock was set back.
   if left > 0 and left <= tonumber(ARGV[10]) then
+    -- Two may watch the lock, if the second may take it.
     if fair or rank > 0 then before, life = who, left end
     break
   end

@@ -9,7 +9,8 @@
 --       'L'    late: the deadline is over, nothing was changed
 --
 -- A batch that finds its own number gets the recorded answer: asking again changes nothing.
--- The record is a script's first write, and nothing may fail after it: scripts are not rolled back.
+-- Nothing may fail after a script's first write: scripts are not rolled back. That is the record, or
+-- before it what does no harm done twice.
 local call = redis.call
 local time = call('TIME')
 local stamp = time[1] .. ' ' .. time[2] .. ' '
