@@ -29,7 +29,7 @@ pub struct Acquiring {
     /// When it last asked.
     pub asked: Instant,
     /// It was told so late that it asked anew.
-    pub renewed: bool,
+    renewed: bool,
     /// The last word was that somebody else holds the lock, or is first.
     pub held: bool,
     /// The lock is ours, and its owner has not been told.
@@ -137,15 +137,15 @@ impl Acquiring {
     }
 
     /// What undoes it; `under_way` when the server may still do what it was asked for. None if there
-    /// is nothing to undo.
+    /// is nothing to undo, or it has been said before.
     pub fn undo(&mut self, lock: &Name, under_way: bool) -> Option<Ask> {
         let granted = self.hold.take().is_some();
-        let known = self.place == Spot::Known || (under_way && self.place == Spot::Wanted);
-        let place = known.then_some(self.attempt);
-        let may_hold = under_way || granted || self.renewed;
+        let may_hold = under_way || granted || std::mem::take(&mut self.renewed);
+        let place = std::mem::replace(&mut self.place, Spot::Nowhere);
+        let known = place == Spot::Known || (under_way && place == Spot::Wanted);
         let token = may_hold.then(|| Arc::clone(&self.token));
         let by = (may_hold && self.chosen).then_some(self.attempt);
-        let lock = Arc::clone(lock);
-        (may_hold || place.is_some()).then_some(Ask::Release { lock, token, by, place })
+        let (lock, place) = (Arc::clone(lock), known.then_some(self.attempt));
+        (may_hold || known).then_some(Ask::Release { lock, token, by, place })
     }
 }
