@@ -81,9 +81,11 @@ async def told_late(client, barrier, observer, lock, time_out, *, behind_another
     others = [asyncio.ensure_future(client.incr_inventory("warm"))] if behind_another else []
     await asyncio.sleep(LATER)
     barrier.let_through(0)
-    await eventually(lambda: is_taken(observer, lock))
+    wait_until(lambda: is_taken(observer, lock))
+    if behind_another:  # it goes first: the loop does not turn, and has not heard of the answer
+        wait_until(lambda: len(barrier.held) == 2)
     await eventually(lambda: len(barrier.held) == 2)
-    await asyncio.sleep(0.05)  # the loop hears of the answer, and asks anew
+    await asyncio.sleep(0.05)  # the loop hears of it, and asks anew
     assert not acquiring.done()
     return acquiring, others
 
