@@ -13,7 +13,8 @@ use redis::Value;
 use crate::clock::ServerClock;
 use crate::error::Error;
 use crate::names::Name;
-use crate::script_call::{Heard, RECORD_LIFE, ScriptCall, parse};
+use crate::safety::{About, Proof, Safety};
+use crate::script_call::{Follows, Heard, ScriptCall, parse};
 use crate::step::{Reply, Step};
 
 /// How long after its first sending a batch may be applied. Far enough below [`RECORD_LIFE`] that a
@@ -24,30 +25,67 @@ pub const APPLY_WINDOW: Duration = Duration::from_mins(5);
 const MOST_CALLS: usize = 128;
 const MOST_STEPS: usize = 8192;
 
-/// Calls that travel together under one number of the session.
+/// The part of the time that the first caller has left in which the server may find out how safe it all
+/// is: the answer has to be on its way before the caller goes.
+const FOR_SAFETY: f64 = 0.9;
+
+/// Calls that travel together.
 #[derive(Debug)]
 pub struct Batch {
-    /// The number that makes it exactly once.
-    pub number: u64,
-    /// When it was first sent.
-    pub first_sent: Option<Instant>,
-    /// A connection broke while it was in flight: a copy may have been, or may yet be, applied.
-    pub in_doubt: bool,
     calls: Vec<ScriptCall>,
 }
 
+/// What a reply on the connection belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// The call with this index.
+    Call(usize),
+    /// None: it says that ASKING was heard.
+    Asking,
+    /// All of them: it says how safe they are.
+    Safety(About),
+}
+
+/// What was packed.
+pub struct Packed {
+    /// The replies that are to come.
+    pub expected: VecDeque<Expected>,
+    /// How long the server may take to say how safe it all is.
+    pub patience: Duration,
+}
+
+/// A reply, and when it came to what was asked when.
+pub struct Heeded {
+    /// What the server says.
+    pub reply: Value,
+    /// When it was asked.
+    pub sent: Instant,
+    /// When the reply was there.
+    pub received: Instant,
+}
+
 impl Batch {
-    /// Takes from `backlog`, which is in order of arrival, what can travel together.
+    /// Takes from `backlog`, which is in order of arrival, what can travel together as calls of a
+    /// session under its next number; `guests` come along as they are.
     ///
     /// Who has left, or is about to because its time is over, is not taken along. Who finds no room
     /// keeps its place; and no more than a batch's worth of those are looked at, so that a backlog of
     /// any length costs no more than that.
-    pub fn gather(number: u64, backlog: &mut VecDeque<Arc<Step>>, now: Instant) -> Self {
+    pub fn gather(
+        session: &Arc<str>,
+        number: u64,
+        mut guests: Vec<ScriptCall>,
+        backlog: &mut VecDeque<Arc<Step>>,
+        now: Instant,
+    ) -> Self {
         let in_time = |step: &Arc<Step>| step.wanted() && step.deadline > now;
-        let mut calls: Vec<ScriptCall> = Vec::new();
+        let new = |step| ScriptCall::new(session, number, step);
+        guests.retain(ScriptCall::wanted);
+        let first = guests.len();
+        let mut calls = guests;
         if backlog.len() == 1 {
-            calls.extend(backlog.pop_front().filter(in_time).map(ScriptCall::new));
-            return Self { number, first_sent: None, in_doubt: false, calls };
+            calls.extend(backlog.pop_front().filter(in_time).map(new));
+            return Self { calls };
         }
         let mut by_record: HashMap<Name, usize> = HashMap::new();
         let mut passed_over = Vec::new();
@@ -73,12 +111,12 @@ impl Batch {
                     last = index;
                     return calls[index].join(step);
                 }
-                if calls.len() == MOST_CALLS {
+                if calls.len() - first >= MOST_CALLS {
                     return Err(step);
                 }
                 last = calls.len();
                 by_record.insert(Arc::clone(record), last);
-                calls.push(ScriptCall::new(step));
+                calls.push(new(step));
                 Ok(())
             });
             match joined {
@@ -89,7 +127,7 @@ impl Batch {
         for step in passed_over.into_iter().rev() {
             backlog.push_front(step);
         }
-        Self { number, first_sent: None, in_doubt: false, calls }
+        Self { calls }
     }
 
     /// Whether anybody still waits for an answer of this batch.
@@ -97,9 +135,9 @@ impl Batch {
         self.calls.iter().any(ScriptCall::wanted)
     }
 
-    /// Whether all calls are answered.
+    /// Whether this node has nothing more to say to any of its calls.
     pub fn answered(&self) -> bool {
-        self.calls.iter().all(|call| call.answered)
+        !self.calls.iter().any(ScriptCall::is_open)
     }
 
     /// How many calls it holds.
@@ -118,7 +156,20 @@ impl Batch {
         open.flat_map(|call| &call.steps).find(|step| step.wanted())
     }
 
-    /// Packs the calls that have no answer yet, and says which they are.
+    /// A connection broke while the calls without an answer were in flight.
+    pub fn doubt(&mut self) {
+        self.calls.iter_mut().filter(|call| call.is_open()).for_each(ScriptCall::doubt);
+    }
+
+    /// Takes out the calls without an answer that are not for this node, as `here` says of a name.
+    pub fn evict(&mut self, here: impl Fn(&Name) -> bool) -> Vec<ScriptCall> {
+        let gone = |call: &mut ScriptCall| {
+            !call.answered && (call.journey.astray.is_some() || !here(call.name()))
+        };
+        self.calls.extract_if(.., gone).collect()
+    }
+
+    /// Packs the calls that have no answer yet, and says which replies are to come.
     ///
     /// The deadline is that of the earliest caller, but no later than the answer is waited for: what
     /// is asked again carries a new one, and a caller who is interrupted leaves little behind.
@@ -126,46 +177,58 @@ impl Batch {
         &mut self,
         now: Instant,
         patience: Duration,
-        session: &str,
         clock: &ServerClock,
         out: &mut Vec<u8>,
-    ) -> Vec<usize> {
-        let first = *self.first_sent.get_or_insert(now);
-        for call in self.calls.iter_mut().filter(|call| !call.answered) {
+    ) -> Packed {
+        let mut first = now;
+        for call in self.calls.iter_mut().filter(|call| call.is_open()) {
+            first = first.min(call.first_sent(now));
             call.mark_sent();
         }
         // Also of the callers that have left: what they raised on must not happen later.
-        let open = self.calls.iter().filter(|call| !call.answered);
+        let open = self.calls.iter().filter(|call| call.is_open());
         let steps = open.flat_map(|call| &call.steps);
         let earliest = steps.map(|step| step.limit(patience)).min().unwrap_or(now);
         let deadline = clock.at(earliest.min(now + patience).min(first + APPLY_WINDOW)).to_string();
-        let number = self.number.to_string();
-        let mut sent = Vec::with_capacity(self.calls.len());
-        for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| !call.answered) {
-            call.pack(number.as_bytes(), deadline.as_bytes(), session, clock, out);
-            sent.push(index);
+        let mut expected = VecDeque::with_capacity(self.calls.len());
+        for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| call.is_open()) {
+            if call.pack(deadline.as_bytes(), clock, out) {
+                expected.push_back(Expected::Asking);
+            }
+            expected.push_back(Expected::Call(index));
         }
-        sent
+        let safety = self.calls.iter().filter(|call| call.is_open()).map(ScriptCall::safety);
+        let safety = safety.fold(Safety::default(), Safety::and);
+        let left = earliest.saturating_duration_since(now).mul_f64(FOR_SAFETY).min(patience);
+        let asked = safety.pack(left, out);
+        let patience = left * u32::try_from(asked.len()).unwrap_or(0);
+        expected.extend(asked.into_iter().map(Expected::Safety));
+        Packed { expected, patience }
     }
 
-    /// Takes in the reply to the call `index`, which came at `received`; `late` collects the steps
+    /// The server has said how safe it all is.
+    pub fn proved(&mut self, proof: &Proof) {
+        self.calls.iter_mut().for_each(|call| call.proved(proof));
+    }
+
+    /// Takes in the reply to the call `index`; `late` collects the steps
     /// that were refused only because the batch came too late.
     pub fn hear(
         &mut self,
         index: usize,
-        reply: Value,
-        sent: Instant,
-        received: Instant,
+        heeded: Heeded,
         clock: &mut ServerClock,
+        follows: Follows,
         late: &mut Vec<Arc<Step>>,
     ) -> Heard {
-        let overdue = self.first_sent.is_some_and(|first| first + RECORD_LIFE <= received);
+        let Heeded { reply, sent, received } = heeded;
         let call = &mut self.calls[index];
+        let overdue = call.is_overdue(received);
         let text = match reply {
             Value::BulkString(text) => text,
             Value::ServerError(error) => {
-                let heard = call.refused(&error, self.in_doubt);
-                if !call.answered && !self.in_doubt {
+                let heard = call.refused(&error, follows);
+                if !call.answered && !call.is_in_doubt() {
                     call.steps.iter().for_each(|step| step.mark_not_run());
                 }
                 return heard;
@@ -189,7 +252,7 @@ impl Batch {
                 let words = "another process seems to use this session";
                 call.finish(&Reply::Failed(Error::OutcomeUnknown(words.to_owned())));
             }
-            _ if call.answer(answer, received) => call.answered = true,
+            _ if call.answer(answer, received) => {}
             _ => return call.senseless(),
         }
         Heard::Answer

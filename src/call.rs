@@ -9,6 +9,7 @@
 //! | `Queueing` | its turn among those of this process (acquire alone) | `Asking`; the end |
 //! | `Asking` | the reply to its step | the end; `Sleeping` while somebody else holds the lock |
 //! | `Sleeping` | news of the lock, or the end of its lease | `Asking`; the end |
+//! | `Apart` | the parts of an update whose lock and stock are at different nodes | the end |
 //! | `Closing` | what nobody waits for to be done | the end |
 //! | `Over` | nothing | |
 //!
@@ -16,6 +17,7 @@
 //! step is not sent any more, and an acquire whose step may have been sent is undone.
 
 mod acquiring;
+mod apart;
 mod hear;
 
 use std::mem::ManuallyDrop;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::acquiring::Acquiring;
+use self::apart::Apart;
 use crate::caller::Caller;
 use crate::client::Client;
 use crate::combine::last_moment;
@@ -31,6 +34,7 @@ use crate::fork;
 use crate::hold::{Change, Changed};
 use crate::holdings::Owner;
 use crate::names::Name;
+use crate::safety::Safety;
 use crate::step::{Ask, Extension, Right, Step, Token};
 use crate::turnstile::Standing;
 use crate::watch::{Look, Waiter};
@@ -72,6 +76,8 @@ pub struct Call {
     deadline: Instant,
     /// It waits for the lock as long as it takes, but not for the server.
     endless: bool,
+    /// How safe what is done must be before the caller is told.
+    safety: Safety,
     stage: Stage,
     waiter: Option<Box<Waiter>>,
     acquiring: Option<Box<Acquiring>>,
@@ -85,6 +91,7 @@ enum Stage {
     Queueing,
     Asking(Arc<Step>),
     Sleeping,
+    Apart(Box<Apart>),
     Closing,
     Over,
 }
@@ -108,18 +115,26 @@ impl Call {
             owner,
             caller,
             time_out,
-            place: client.combiner.arrive(),
+            place: client.route.arrive(),
             started,
             patience: started + time_out,
             // One attempt it gets.
             deadline: started + time_out.max(settings.socket_timeout),
             endless,
+            safety: settings.safety,
             stage: Stage::New,
             waiter: None,
             acquiring: None,
             change: None,
             generation: fork::generation(),
         }
+    }
+
+    /// The same, but what is done must be so safe before the caller is told.
+    #[must_use]
+    pub fn with_safety(mut self, safety: Safety) -> Self {
+        self.safety = safety;
+        self
     }
 
     /// What the caller wants.
@@ -133,6 +148,7 @@ impl Call {
     pub fn step(&self) -> Option<&Arc<Step>> {
         match &self.stage {
             Stage::Asking(step) => Some(step),
+            Stage::Apart(apart) => apart.inner().step(),
             _ => None,
         }
     }
@@ -150,11 +166,12 @@ impl Call {
                     } else if Instant::now() < last_moment(step) {
                         return Progress::Wait(last_moment(step));
                     } else {
-                        let error = self.client.combiner.too_late(step);
+                        let error = self.client.route.too_late(step);
                         Some(self.fail(error))
                     }
                 }
                 Stage::Sleeping => self.sleep(),
+                Stage::Apart(_) => Some(self.go_on_apart()),
                 Stage::Closing => Some(self.close()),
                 Stage::Over => Some(Progress::Done(Err(Error::Interrupted))),
             };
@@ -187,6 +204,14 @@ impl Call {
                 of.hold.iter().for_each(|hold| hold.leave());
                 self.ask()
             }
+            Wish::Update { lock, key, .. } if !self.client.route.are_together(lock, key) => {
+                let lock = Arc::clone(lock);
+                let Some(apart) = Apart::begin(self) else {
+                    return Some(Progress::Done(Err(Error::LockLost { lock })));
+                };
+                self.stage = Stage::Apart(Box::new(apart));
+                None
+            }
             _ => self.ask(),
         }
     }
@@ -197,7 +222,9 @@ impl Call {
         };
         let now = Instant::now();
         let told = match &self.wish {
-            Wish::Acquire { lock, .. } => self.client.ear.told(lock),
+            Wish::Acquire { lock, .. } => {
+                self.client.route.ear(lock).and_then(|ear| ear.told(lock))
+            }
             _ => None,
         };
         // Nobody waits for a silent server for longer because he was not the first to ask it.
@@ -207,7 +234,7 @@ impl Call {
         let held = turn.lock_is_held(told);
         match standing {
             _ if limit.is_some_and(|limit| limit <= now) => {
-                let error = self.client.combiner.unreached();
+                let error = self.client.route.unreached();
                 return Some(self.fail(error));
             }
             Standing::Turn => self.acquiring.iter_mut().for_each(|it| it.held = held),
@@ -238,7 +265,13 @@ impl Call {
             }
             Wish::Holder { lock } => Ask::Holder { lock: Arc::clone(lock) },
             Wish::Incr { key, change } => Ask::Incr { key: Arc::clone(key), change: *change },
-            Wish::Update { lock, key, change, proof } => Ask::Update {
+            Wish::Change { key, change } => Ask::Update {
+                lock: Arc::clone(key),
+                key: Arc::clone(key),
+                change: *change,
+                right: Right::Elsewhere,
+            },
+            Wish::Update { lock, key, change, proof, .. } => Ask::Update {
                 lock: Arc::clone(lock),
                 key: Arc::clone(key),
                 change: *change,
@@ -254,13 +287,27 @@ impl Call {
         } else {
             self.deadline
         };
-        let step = Arc::new(Step::new(ask, deadline, self.place, self.caller.clone()));
-        let put = self.client.combiner.put(Arc::clone(&step));
+        // What is given back too early is no harm.
+        let safety = match &ask {
+            Ask::Release { .. } | Ask::Holder { .. } => Safety::default(),
+            _ => self.safety,
+        };
+        let step = Step::new(ask, deadline, self.place, self.caller.clone());
+        let step = Arc::new(step.with_safety(safety));
+        let put = self.client.route.put(Arc::clone(&step));
         self.stage = Stage::Asking(step);
         Some(match put {
             Ok(()) => Progress::Wait(deadline),
             Err(error) => self.fail(error),
         })
+    }
+
+    fn go_on_apart(&mut self) -> Progress {
+        let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        let Stage::Apart(mut apart) = stage else { return Progress::Done(Err(Error::Interrupted)) };
+        let progress = apart.advance(self);
+        self.stage = Stage::Apart(apart);
+        progress
     }
 
     fn sleep(&mut self) -> Option<Progress> {
@@ -288,11 +335,10 @@ impl Call {
 
     fn close(&self) -> Progress {
         let now = Instant::now();
-        if now < self.deadline && !self.client.combiner.settled() {
+        if now < self.deadline && !self.client.route.settled() {
             return Progress::Wait(now + CLOSING_LOOK);
         }
-        self.client.combiner.disconnect();
-        self.client.ear.close();
+        self.client.route.close();
         Progress::Done(Ok(Outcome::Done(true)))
     }
 
@@ -314,7 +360,7 @@ impl Call {
         // In a forked child the call is the parent's.
         if self.generation == fork::generation() {
             if let Stage::Asking(step) = &self.stage {
-                let under_way = self.client.combiner.leave(step);
+                let under_way = self.client.route.leave(step);
                 orphan = match &step.ask {
                     Ask::Acquire { .. } => self.undo(under_way),
                     ask @ Ask::Release { .. } => Some(self.run_orphan(ask.clone())),
@@ -324,6 +370,10 @@ impl Call {
                     }
                     _ => None,
                 };
+            } else if let Stage::Apart(_) = &self.stage {
+                if let Stage::Apart(mut apart) = std::mem::replace(&mut self.stage, Stage::Over) {
+                    apart.abandon(self);
+                }
             } else {
                 orphan = self.undo(false);
             }
@@ -367,7 +417,7 @@ impl Call {
             _ => settings.timeout,
         };
         let until = Instant::now() + lease.min(settings.timeout) + settings.socket_timeout;
-        self.client.combiner.run_orphan(ask, until)
+        self.client.route.run_orphan(ask, until)
     }
 }
 

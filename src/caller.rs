@@ -35,6 +35,12 @@ impl Caller {
         matches!(self, Self::Thread(_))
     }
 
+    /// Whether anybody waits at all.
+    #[must_use]
+    pub fn is_somebody(&self) -> bool {
+        !matches!(self, Self::Nobody)
+    }
+
     /// Has it look for news.
     pub fn wake(&self) {
         self.tell();

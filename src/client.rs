@@ -1,6 +1,6 @@
 //! A client: one per process and configuration.
 //!
-//! What the four functions do is in `call`; what they are made of is `combine` (the way to the
+//! What the four functions do is in `call`; what they are made of is `route` (the way to the
 //! server), `watch` (waiting for a lock), `holdings` (whose lock it is), `turnstile` (who is next).
 
 use std::sync::Arc;
@@ -8,16 +8,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::call::{Call, Progress};
-use crate::combine::Combiner;
 use crate::error::{Error, Result};
 use crate::holdings::Holdings;
-use crate::inherited::OpenFd;
 use crate::patrol::Patrol;
+use crate::route::Route;
 use crate::script;
 use crate::session::Counts;
 use crate::settings::Settings;
 use crate::turnstile::Turnstile;
-use crate::watch::Ear;
 use crate::wish::Outcome;
 
 /// How long an interrupted acquire waits for its undoing, before it leaves that to a thread.
@@ -26,12 +24,10 @@ const UNDO: Duration = Duration::from_millis(50);
 /// See the module's description.
 pub struct Client {
     settings: Arc<Settings>,
-    pub(crate) combiner: Arc<Combiner>,
-    pub(crate) ear: Arc<Ear>,
+    pub(crate) route: Route,
     pub(crate) holdings: Holdings,
     pub(crate) turnstile: Arc<Turnstile>,
     counts: Arc<Counts>,
-    open: Arc<OpenFd>,
 }
 
 impl Client {
@@ -41,15 +37,12 @@ impl Client {
         script::prepare();
         let settings = Arc::new(settings);
         let counts = Arc::default();
-        let open = Arc::default();
         Self {
-            combiner: Combiner::new(&settings, &open, &counts),
-            ear: Ear::new(&settings),
+            route: Route::new(&settings, &counts),
             holdings: Holdings::default(),
             turnstile: Arc::default(),
             settings,
             counts,
-            open,
         }
     }
 
@@ -69,7 +62,7 @@ impl Client {
                 }
             };
             let asking = call.step();
-            let led = asking.is_some_and(|step| self.combiner.lead(Some(step), until));
+            let led = asking.is_some_and(|step| self.route.lead(step, until));
             if !led && asking.is_none_or(|step| step.reply().is_none()) {
                 std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
             }
@@ -85,7 +78,7 @@ impl Client {
     /// Waits until all that nobody waits for is done, but not beyond `end`: before the process ends,
     /// and its threads with it.
     pub fn settle(&self, end: Instant) {
-        while !self.combiner.settled() && Instant::now() < end {
+        while !self.route.settled() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -98,8 +91,7 @@ impl Client {
 
     /// Closes the connections that are not in use; the next call opens them again.
     pub fn close(&self) {
-        self.combiner.disconnect();
-        self.ear.close();
+        self.route.close();
     }
 
     /// What was done so far, by name.
@@ -117,8 +109,7 @@ impl Client {
 
     /// In a forked child, before this client is leaked: closes the parent's descriptors, no more.
     pub fn close_inherited(&self) {
-        self.open.close_inherited();
-        self.ear.close_inherited();
+        self.route.close_inherited();
     }
 }
 

@@ -24,18 +24,21 @@
 //! and never touches the parent's. None is held while somebody wants the GIL; and that of the queue
 //! is held for moments only, since the threads of event loops take it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::caller::Caller;
-use crate::error::{Error, Result};
+use crate::cluster::Cluster;
+use crate::error::Result;
 use crate::inherited::OpenFd;
+use crate::names::Name;
 use crate::patrol::SLICE;
 use crate::queue::Queue;
+use crate::script_call::ScriptCall;
 use crate::session::{Advance, Counts, Session};
 use crate::settings::Settings;
-use crate::step::{Ask, Step};
+use crate::step::Step;
 
 /// How long after the deadline, which is the server's limit for applying a step, its answer may be on
 /// its way back. A step that was never sent is not waited for.
@@ -52,16 +55,23 @@ pub struct Combiner {
     me: Weak<Self>,
     queue: Mutex<Queue>,
     session: Mutex<Session>,
-    arrivals: AtomicU64,
     trouble: Arc<Mutex<String>>,
     /// Steps that nobody waits for, until they are answered.
     orphans: Mutex<Vec<Arc<Step>>>,
     /// Whoever frees the session with nothing left to do closes the connection.
     closing: AtomicBool,
+    /// What it is a node of.
+    cluster: Option<Weak<Cluster>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is known of why there is no answer.
+pub fn because(trouble: &Mutex<String>) -> String {
+    let trouble = lock(trouble);
+    if trouble.is_empty() { String::new() } else { format!(" ({trouble})") }
 }
 
 /// When the caller of a step goes.
@@ -71,23 +81,25 @@ pub fn last_moment(step: &Step) -> Instant {
 
 impl Combiner {
     /// A combiner that has not connected yet.
-    pub fn new(settings: &Arc<Settings>, open: &Arc<OpenFd>, counts: &Arc<Counts>) -> Arc<Self> {
-        let trouble = Arc::default();
-        let session = Mutex::new(Session::new(settings, open, counts, &trouble));
+    pub fn new(
+        settings: &Arc<Settings>,
+        open: &Arc<OpenFd>,
+        counts: &Arc<Counts>,
+        trouble: &Arc<Mutex<String>>,
+        cluster: Option<Weak<Cluster>>,
+    ) -> Arc<Self> {
+        let trouble = Arc::clone(trouble);
+        let session = Session::new(settings, open, counts, &trouble, cluster.clone());
+        let session = Mutex::new(session);
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             queue: Mutex::default(),
             session,
-            arrivals: AtomicU64::new(0),
             trouble,
             orphans: Mutex::default(),
             closing: AtomicBool::new(false),
+            cluster,
         })
-    }
-
-    /// A place in the order of arrival, for a caller's step and its repetitions.
-    pub fn arrive(&self) -> u64 {
-        self.arrivals.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Puts a step into the queue. A caller that can lead then does; for others the pilot is called.
@@ -112,12 +124,54 @@ impl Combiner {
         }
     }
 
-    /// Has a step done for nobody.
-    pub fn run_orphan(&self, ask: Ask, deadline: Instant) -> Arc<Step> {
-        let step = Arc::new(Step::new(ask, deadline, self.arrive(), Caller::Nobody));
-        lock(&self.orphans).push(Arc::clone(&step));
-        self.push(lock(&self.queue), Arc::clone(&step));
-        step
+    /// Has a step done that nobody waits for.
+    pub fn put_orphan(&self, step: &Arc<Step>) {
+        lock(&self.orphans).push(Arc::clone(step));
+        self.push(lock(&self.queue), Arc::clone(step));
+    }
+
+    /// Takes in a step that another node was to have done, and has somebody lead.
+    pub fn take_over(&self, step: Arc<Step>) {
+        let caller = step.caller.clone();
+        self.push(lock(&self.queue), step);
+        if caller.can_lead() {
+            caller.wake();
+        }
+    }
+
+    /// Takes in a call from another node, or from no node, and has somebody lead.
+    pub fn welcome(&self, guest: ScriptCall) {
+        let mut queue = lock(&self.queue);
+        let somebody = guest.steps.iter().find(|step| step.wanted() && step.caller.can_lead());
+        let somebody = somebody.cloned();
+        if queue.welcome(guest) {
+            self.call_pilot(queue);
+        } else if let Some(somebody) = somebody {
+            drop(queue);
+            somebody.caller.wake();
+        }
+    }
+
+    /// The node is not there, and the cluster has changed: finds new places for what is not for this
+    /// node any more.
+    fn settle(&self, session: &mut Session) {
+        let Some(cluster) = self.cluster.as_ref().and_then(Weak::upgrade) else { return };
+        let here = |name: &Name| cluster.is_at(name, self);
+        let (calls, mut steps) = session.evict(here);
+        steps.extend(lock(&self.queue).evict(here));
+        let guests = lock(&self.queue).guests();
+        for call in calls.into_iter().chain(guests) {
+            cluster.place(call);
+        }
+        for step in steps {
+            cluster.move_step(step);
+        }
+    }
+
+    /// Whether it is here that the step waits.
+    fn is_home_of(&self, step: &Step) -> bool {
+        self.cluster.is_none()
+            || step.home().is_some_and(|home| std::ptr::eq(Arc::as_ptr(&home), self))
     }
 
     /// Whether there is nothing under way that nobody waits for.
@@ -152,7 +206,7 @@ impl Combiner {
     /// Leads; `patient`, it does not take what is corked.
     fn lead_with(&self, own: Option<&Arc<Step>>, until: Instant, mut patient: bool) -> bool {
         let Some(mut session) = self.try_session() else { return false };
-        while own.is_none_or(|step| step.wanted()) {
+        while own.is_none_or(|step| step.wanted() && self.is_home_of(step)) {
             if !session.is_busy() && !self.gather(&mut session, patient) {
                 break;
             }
@@ -160,16 +214,23 @@ impl Combiner {
             let advanced = session.advance(until);
             session.ring();
             match advanced {
+                Advance::Unsettled => self.settle(&mut session),
                 Advance::Done(late) => {
                     session.take_in(late, true);
+                    if let Some(cluster) = self.cluster.as_ref().and_then(Weak::upgrade) {
+                        session.astray().into_iter().for_each(|call| cluster.place(call));
+                    }
                     if Instant::now() >= until {
                         break;
                     }
                 }
                 Advance::Pending => break,
                 Advance::Hopeless(error) => {
-                    let waiting = lock(&self.queue).drain();
-                    for step in waiting {
+                    let (waiting, guests) = {
+                        let mut queue = lock(&self.queue);
+                        (queue.drain(), queue.guests())
+                    };
+                    for step in waiting.iter().chain(guests.iter().flat_map(|guest| &guest.steps)) {
                         step.fail(&error);
                         step.caller.wake();
                     }
@@ -203,8 +264,10 @@ impl Combiner {
     /// Makes a batch of the first who wait.
     fn gather(&self, session: &mut Session, patient: bool) -> bool {
         let mut steps = session.room();
+        let guests;
         let mixed = {
             let mut queue = lock(&self.queue);
+            guests = queue.guests();
             let waiting = session.waiting();
             if waiting > 0 || !patient || !queue.is_corked() {
                 queue.take(&mut steps, waiting)
@@ -213,7 +276,7 @@ impl Combiner {
             }
         };
         session.take_in(steps, mixed);
-        let gathered = session.gather();
+        let gathered = session.gather(guests);
         lock(&self.queue).still_waiting(session.waiting());
         gathered
     }
@@ -246,24 +309,9 @@ impl Combiner {
         under_way
     }
 
-    /// What a call ends with that goes because its time is over.
-    #[cold]
-    pub fn too_late(&self, step: &Step) -> Error {
-        if self.leave(step) {
-            Error::OutcomeUnknown(format!("no answer came in time{}", self.because()))
-        } else {
-            self.unreached()
-        }
-    }
-
-    /// What a call ends with that has not even asked.
-    pub fn unreached(&self) -> Error {
-        Error::Unreachable(format!("the server could not be reached in time{}", self.because()))
-    }
-
-    fn because(&self) -> String {
-        let trouble = lock(&self.trouble);
-        if trouble.is_empty() { String::new() } else { format!(" ({trouble})") }
+    /// What is known of why there is no answer.
+    pub fn because(&self) -> String {
+        because(&self.trouble)
     }
 
     /// Wakes the pilot, or starts it.
@@ -321,5 +369,11 @@ impl Combiner {
             }
             step.wanted()
         });
+    }
+}
+
+impl fmt::Debug for Combiner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Combiner")
     }
 }

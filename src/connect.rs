@@ -5,6 +5,7 @@
 //!
 //! | stage | what it waits for | then |
 //! |---|---|---|
+//! | `Searching` | sentinels to say where the primary is, if they are asked | `Resolving`, `Connecting` |
 //! | `Resolving` | a helper thread's `getaddrinfo`, which nothing can interrupt | `Connecting` |
 //! | `Connecting` | a socket to connect, to one address after the other | `Securing` |
 //! | `Securing` | the server to agree on TLS, if it is wanted | `Asking`, or `Greeting` |
@@ -29,7 +30,8 @@ use crate::dial::{Dialing, resolve};
 use crate::error::{Error, is_passing};
 use crate::inherited::OpenFd;
 use crate::login::{Login, Told};
-use crate::settings::{Address, Settings};
+use crate::sentinel::Search;
+use crate::settings::{Address, Place, Settings};
 use crate::tls::{Failure, Secured, Tls};
 use crate::transport::{Line, Wire};
 
@@ -54,18 +56,32 @@ pub struct Opened {
     pub listening: bool,
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To ask for changes: the server's clock is learnt.
+    Work,
+    /// To be told of changes, too (CLIENT TRACKING).
+    Listen,
+    /// To ask a sentinel, which has no clock, no data and no use for our name.
+    Inquire,
+}
+
 /// A connection that is being opened.
 pub struct Opening {
     settings: Arc<Settings>,
     open: Arc<OpenFd>,
-    listen: bool,
+    purpose: Purpose,
     end: Instant,
+    /// Where to; not known while it is searched for.
+    address: Option<Address>,
     stage: Stage,
 }
 
 enum Stage {
     /// The settings cannot be connected to, and why.
     Impossible(String),
+    Searching(Search),
     Resolving(Receiver<io::Result<Vec<SocketAddr>>>),
     Connecting(Dialing),
     Securing(Wire),
@@ -78,8 +94,10 @@ struct Greeting {
     login: Option<Login>,
     expected: VecDeque<Expect>,
     clock: Option<ServerClock>,
+    purpose: Purpose,
     listening: bool,
     resp2: bool,
+    tcp: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,14 +108,39 @@ enum Expect {
     Select,
     Tracking,
     Time,
+    Role,
 }
 
 impl Opening {
-    /// Begins to open a connection; with `listen` it shall be told of changes (CLIENT TRACKING).
-    pub fn begin(settings: &Arc<Settings>, open: &Arc<OpenFd>, listen: bool) -> Self {
-        let end = Instant::now() + limit(settings);
+    /// Begins to open a connection.
+    pub fn begin(settings: &Arc<Settings>, open: &Arc<OpenFd>, purpose: Purpose) -> Self {
+        let mut opening = Self {
+            settings: Arc::clone(settings),
+            open: Arc::clone(open),
+            purpose,
+            end: Instant::now() + limit(settings),
+            address: None,
+            stage: Stage::Impossible("there is no address".to_owned()),
+        };
+        match &settings.place {
+            Place::Server(address) => opening.go_to(address.clone()),
+            Place::Sentinel(service) => {
+                opening.stage = Stage::Searching(Search::begin(settings, service));
+            }
+            // Who looks at a cluster, and does not sell on it, is content with any node.
+            Place::Cluster(nodes) => {
+                if let Some(first) = nodes.first() {
+                    opening.go_to(first.clone());
+                }
+            }
+        }
+        opening
+    }
+
+    fn go_to(&mut self, address: Address) {
+        let end = self.end;
         let dialing = |address: SockAddr| Stage::Connecting(Dialing::new([address], end));
-        let stage = match &settings.address {
+        self.stage = match &address {
             Address::Unix(path) => match SockAddr::unix(path) {
                 Ok(address) => dialing(address),
                 Err(error) => Stage::Impossible(error.to_string()),
@@ -107,18 +150,31 @@ impl Opening {
                 Err(_) => Stage::Resolving(resolve(host.clone(), *port)),
             },
         };
-        Self { settings: Arc::clone(settings), open: Arc::clone(open), listen, end, stage }
+        self.address = Some(address);
     }
 
     /// Moves on. `None` when `until` is over first.
     pub fn advance(&mut self, until: Instant) -> Result<Option<Opened>, Trouble> {
-        let slice = until.min(self.end);
         loop {
+            let slice = until.min(self.end);
             let moved = match &mut self.stage {
                 Stage::Impossible(why) => Err(Trouble::Unreachable(std::mem::take(why))),
+                Stage::Searching(search) => match search.advance(slice) {
+                    Ok(Some(address)) => {
+                        // The server gets the time of a server.
+                        self.end = Instant::now() + limit(&self.settings);
+                        self.go_to(address);
+                        continue;
+                    }
+                    Ok(None) => Ok(None),
+                    Err(trouble) => Err(trouble),
+                },
                 Stage::Resolving(answer) => resolved(answer, slice, self.end),
                 Stage::Connecting(dialing) => match dialing.advance(&self.open, slice) {
-                    Ok(line) => line.map(|line| secure(line, &self.settings)).transpose(),
+                    Ok(line) => {
+                        let address = self.address.as_ref();
+                        line.map(|line| secure(line, address, &self.settings)).transpose()
+                    }
                     Err(error) => Err(Trouble::Unreachable(error.to_string())),
                 },
                 Stage::Securing(wire) => match wire.shake_hands(slice) {
@@ -135,13 +191,11 @@ impl Opening {
                         Err(trouble)
                     }
                 },
-                Stage::Greeting(greeting) => {
-                    match greeting.advance(&self.settings, self.listen, slice) {
-                        Ok(true) => return Ok(Some(self.opened()?)),
-                        Ok(false) => Ok(None),
-                        Err(trouble) => Err(trouble),
-                    }
-                }
+                Stage::Greeting(greeting) => match greeting.advance(&self.settings, slice) {
+                    Ok(true) => return Ok(Some(self.opened()?)),
+                    Ok(false) => Ok(None),
+                    Err(trouble) => Err(trouble),
+                },
             };
             match moved {
                 Ok(Some(stage)) => self.stage = stage,
@@ -167,7 +221,9 @@ impl Opening {
     }
 
     fn greet(&mut self, login: Option<Login>) -> Result<Stage, Trouble> {
-        Ok(Stage::Greeting(Greeting::new(self.wire()?, login, &self.settings, self.listen)))
+        let tcp = matches!(self.address, Some(Address::Tcp(..)));
+        let wire = self.wire()?;
+        Ok(Stage::Greeting(Greeting::new(wire, login, &self.settings, self.purpose, tcp)))
     }
 
     /// The connection, on its way from stage to stage.
@@ -189,6 +245,7 @@ impl Opening {
 
     fn too_slow(&self) -> Trouble {
         let doing = match self.stage {
+            Stage::Searching(_) => "asking the sentinels",
             Stage::Resolving(_) => "looking the name up",
             Stage::Connecting(_) | Stage::Impossible(_) => "connecting",
             Stage::Securing(_) => "agreeing on TLS (does this port speak it?)",
@@ -200,7 +257,8 @@ impl Opening {
     }
 
     fn at_the_address(&self, trouble: Trouble) -> Trouble {
-        let address = &self.settings.address;
+        // What the sentinels say names them already.
+        let Some(address) = &self.address else { return trouble };
         match trouble {
             Trouble::Unreachable(why) => {
                 Trouble::Unreachable(format!("cannot connect to {address}: {why}"))
@@ -253,9 +311,9 @@ fn resolved(
 }
 
 /// What comes after the socket: agreeing on TLS, or nothing.
-fn secure(line: Line, settings: &Settings) -> Result<Stage, Trouble> {
-    let secured = match (&settings.tls, &settings.address) {
-        (Some(tls), Address::Tcp(host, _)) => {
+fn secure(line: Line, address: Option<&Address>, settings: &Settings) -> Result<Stage, Trouble> {
+    let secured = match (&settings.tls, address) {
+        (Some(tls), Some(Address::Tcp(host, _))) => {
             // Never tried again by itself: files have to change first.
             let secured = Secured::new(tls, host).map_err(lasting)?;
             Some(Box::new(secured))
@@ -284,17 +342,25 @@ fn limit(settings: &Settings) -> Duration {
 }
 
 impl Greeting {
-    fn new(wire: Wire, login: Option<Login>, settings: &Settings, listen: bool) -> Self {
+    fn new(
+        wire: Wire,
+        login: Option<Login>,
+        settings: &Settings,
+        purpose: Purpose,
+        tcp: bool,
+    ) -> Self {
         let expected = VecDeque::new();
-        let mut greeting =
-            Self { wire, login, expected, clock: None, listening: false, resp2: false };
+        // Nobody asks for a sentinel's time.
+        let clock = (purpose == Purpose::Inquire).then(|| ServerClock::new(0, Instant::now()));
+        let (listening, resp2) = (false, false);
+        let mut greeting = Self { wire, login, expected, clock, purpose, listening, resp2, tcp };
         let mut hello = redis::cmd("HELLO");
         hello.arg(3);
         if let Some(Login { username, password }) = &greeting.login {
             hello.arg("AUTH").arg(username.as_deref().unwrap_or("default")).arg(password);
         }
         greeting.say(&hello, Expect::Hello);
-        greeting.say_the_rest(settings, listen);
+        greeting.say_the_rest(settings);
         greeting
     }
 
@@ -309,11 +375,13 @@ impl Greeting {
             }
             self.say(auth.arg(password), Expect::Auth);
         }
-        // Without pushes there is nothing to listen to.
-        self.say_the_rest(settings, false);
+        self.say_the_rest(settings);
     }
 
-    fn say_the_rest(&mut self, settings: &Settings, listen: bool) {
+    fn say_the_rest(&mut self, settings: &Settings) {
+        if self.purpose == Purpose::Inquire {
+            return;
+        }
         if let Some(name) = &settings.client_name {
             self.say(redis::cmd("CLIENT").arg("SETNAME").arg(name), Expect::Ignored);
         }
@@ -323,8 +391,12 @@ impl Greeting {
         if settings.db != 0 {
             self.say(redis::cmd("SELECT").arg(settings.db), Expect::Select);
         }
-        if listen {
+        // Without pushes there is nothing to listen to.
+        if self.purpose == Purpose::Listen && !self.resp2 {
             self.say(redis::cmd("CLIENT").arg("TRACKING").arg("ON"), Expect::Tracking);
+        }
+        if matches!(settings.place, Place::Sentinel(_)) {
+            self.say(&redis::cmd("ROLE"), Expect::Role);
         }
         self.say(&redis::cmd("TIME"), Expect::Time);
     }
@@ -335,12 +407,7 @@ impl Greeting {
     }
 
     /// True when the handshake is done, false when `until` is over first.
-    fn advance(
-        &mut self,
-        settings: &Settings,
-        listen: bool,
-        until: Instant,
-    ) -> Result<bool, Trouble> {
+    fn advance(&mut self, settings: &Settings, until: Instant) -> Result<bool, Trouble> {
         let mut no_resp3 = false;
         loop {
             if !self.wire.flush(until).map_err(|error| self.broken(&error, settings))? {
@@ -360,7 +427,6 @@ impl Greeting {
             if !no_resp3 || self.resp2 {
                 return Ok(true);
             }
-            debug_assert!(listen || !self.listening);
             self.again_in_resp2(settings);
             no_resp3 = false;
         }
@@ -369,8 +435,8 @@ impl Greeting {
     /// A server of TLS resets whoever does not speak it, without a word.
     fn broken(&self, error: &io::Error, settings: &Settings) -> Trouble {
         let unheard = self.expected.front() == Some(&Expect::Hello) && !self.resp2;
-        match (broken(error, settings), &settings.address, &settings.tls) {
-            (Trouble::Unreachable(why), Address::Tcp(..), None) if unheard => {
+        match (broken(error, settings), &settings.tls) {
+            (Trouble::Unreachable(why), None) if unheard && self.tcp => {
                 Trouble::Unreachable(why + " (does this port want TLS? rediss://, ssl=True)")
             }
             (trouble, ..) => trouble,
@@ -382,7 +448,8 @@ impl Greeting {
         match (expect, reply) {
             // Replies to what was said before it was known that everything is said again.
             (_, Value::ServerError(_)) if no_resp3 => {}
-            (Expect::Ignored | Expect::Tracking, Value::ServerError(_)) => {}
+            // Who may not ask for the role is refused as soon as something is to be written.
+            (Expect::Ignored | Expect::Tracking | Expect::Role, Value::ServerError(_)) => {}
             (Expect::Hello, Value::ServerError(error))
                 if error.code() == "NOPROTO"
                     || error.details().is_some_and(|d| d.starts_with("unknown command")) =>
@@ -393,6 +460,10 @@ impl Greeting {
                 return Err(refusal(expect, error.code(), error.details().unwrap_or_default()));
             }
             (Expect::Tracking, _) => self.listening = true,
+            // A sentinel has not heard yet, or the fail-over is not over yet.
+            (Expect::Role, Value::Array(role)) if !is_primary(&role) => {
+                return Err(Trouble::NotReady("it is no primary".to_owned()));
+            }
             (Expect::Time, Value::Array(time)) => {
                 self.clock = micros(&time).map(|now| ServerClock::new(now, Instant::now()));
             }
@@ -413,6 +484,11 @@ fn refusal(expect: Expect, code: &str, detail: &str) -> Trouble {
         )));
     }
     Trouble::Refused(Error::Refused { code: code.to_owned(), detail: detail.to_owned() })
+}
+
+/// Whether the answer to ROLE is a primary's.
+fn is_primary(role: &[Value]) -> bool {
+    matches!(role.first(), Some(Value::BulkString(role)) if role == b"master" || role == b"primary")
 }
 
 /// The answer to TIME, in microseconds.

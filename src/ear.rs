@@ -12,8 +12,9 @@ use redis::{PushKind, Value};
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Socket, Type};
 
-use crate::connect::Opening;
+use crate::connect::{Opening, Purpose};
 use crate::names::Name;
+use crate::script_call::redirect;
 use crate::transport::{Line, Wire, wait_any};
 use crate::watch::{Board, Ear, State, Watch};
 
@@ -124,7 +125,7 @@ fn leave(ear: &Ear, idle_since: &mut Option<Instant>) -> bool {
 /// Connects, asks, and hears. `Ok` when the thread shall end, an error when the connection broke or
 /// does not tell.
 fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Result<()> {
-    let mut opening = Opening::begin(&ear.settings, &ear.open, true);
+    let mut opening = Opening::begin(&ear.settings, &ear.open, Purpose::Listen);
     let opened = loop {
         if leave(ear, idle_since) {
             return Ok(());
@@ -224,6 +225,12 @@ impl Link {
                         watch.rouse();
                     }
                 }
+            }
+            // The slot has moved, or is on its way: whoever waits tries again, wherever it is by now.
+            (Some(Question::Exists(name) | Question::Pttl(name)), Value::ServerError(error))
+                if redirect(error.code(), error.details().unwrap_or_default()).is_some() =>
+            {
+                board.watches.get_mut(&name).into_iter().for_each(Watch::tell);
             }
             // Not allowed to ask, or not a Redis server: others may tell, this one does not.
             _ => return Err(io::ErrorKind::Unsupported.into()),

@@ -51,6 +51,15 @@ pub enum Error {
     Authentication(String),
     /// Who was to tell user and password did not; nothing was sent.
     NoLogin(Unknown),
+    /// It was done, but is not as safe as the caller wants it: a fail-over may undo it.
+    NotReplicated {
+        /// How many replicas are known to have it.
+        acknowledged: u32,
+        /// How many were to have it.
+        wanted: u32,
+        /// What is missing.
+        why: String,
+    },
     /// The server refused, and changed nothing.
     Refused {
         /// The first word of the server's error.

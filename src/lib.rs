@@ -16,6 +16,7 @@ pub mod names;
 pub mod patrol;
 pub mod probe;
 pub mod renewer;
+pub mod safety;
 pub mod settings;
 pub mod tls;
 pub mod wish;
@@ -32,6 +33,15 @@ mod session;
 mod step;
 mod transport;
 
+// Where the way leads: one server, the primary of a service, the nodes of a cluster.
+mod cluster;
+mod inquiry;
+mod lane;
+mod route;
+mod scout;
+mod sentinel;
+mod slots;
+
 // Locks: whose they are, who is next, and waiting for them.
 mod ear;
 mod holdings;
@@ -39,6 +49,7 @@ mod turnstile;
 mod watch;
 
 // Small things that all of it needs.
+mod chain;
 mod clock;
 mod inherited;
 mod random;

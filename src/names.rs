@@ -10,7 +10,7 @@ pub type Name = Arc<[u8]>;
 const PREFIX: &str = "seckill:";
 
 /// How many hash slots a cluster has.
-const SLOTS: u16 = 16384;
+pub const SLOTS: u16 = 16384;
 
 /// A key that stands beside `name`, in its slot: a session's record (`what` is the session's id), a
 /// lock's fence, a queue ... `what` holds no colon.

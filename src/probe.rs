@@ -11,7 +11,7 @@ use std::time::Instant;
 use redis::Value;
 use socket2::{SockAddr, SockRef};
 
-use crate::connect::{Opening, Trouble};
+use crate::connect::{Opening, Purpose, Trouble};
 use crate::error::{Error, Result};
 use crate::fork;
 use crate::inherited::OpenFd;
@@ -32,7 +32,7 @@ impl Probe {
     /// Connects.
     pub fn open(settings: Settings, patrol: &mut Patrol<'_>) -> Result<Self> {
         let (settings, open) = (Arc::new(settings), Arc::<OpenFd>::default());
-        let mut opening = Opening::begin(&settings, &open, false);
+        let mut opening = Opening::begin(&settings, &open, Purpose::Work);
         let opened = loop {
             match opening.advance(patrol.next()) {
                 Ok(Some(opened)) => break opened,

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 use crate::caller::Caller;
 use crate::combine::Combiner;
 use crate::error::{Error, Result};
+use crate::names::Name;
+use crate::script_call::ScriptCall;
 use crate::step::Step;
 
 /// How many steps of tasks that are being woken make a batch, though there may be more to come.
@@ -43,6 +45,8 @@ const MOST: usize = 1 << 20;
 #[derive(Default)]
 pub struct Queue {
     steps: VecDeque<Arc<Step>>,
+    /// Calls that other nodes of a cluster have sent here.
+    guests: Vec<ScriptCall>,
     /// Steps that try again were put behind others that came later.
     mixed: bool,
     /// How many more have been taken, and wait for their batch with the session.
@@ -92,6 +96,26 @@ impl Queue {
         !led && !self.is_corked() && !self.pilot.called
     }
 
+    /// Takes in a call from another node. True when the pilot has to be woken for it.
+    pub fn welcome(&mut self, guest: ScriptCall) -> bool {
+        let led = guest.steps.iter().any(|step| step.wanted() && step.caller.can_lead());
+        self.guests.push(guest);
+        !led && !self.pilot.called
+    }
+
+    /// The calls from other nodes.
+    pub fn guests(&mut self) -> Vec<ScriptCall> {
+        std::mem::take(&mut self.guests)
+    }
+
+    /// Puts out the steps that are not for this node, as `here` says of a name.
+    pub fn evict(&mut self, here: impl Fn(&Name) -> bool) -> VecDeque<Arc<Step>> {
+        let steps = std::mem::take(&mut self.steps).into_iter();
+        let (stay, go) = steps.partition(|step| here(step.ask.recorded_under()));
+        self.steps = stay;
+        go
+    }
+
     /// Whether what is here is still to wait.
     pub fn is_corked(&self) -> bool {
         self.corked && self.steps.len() < ENOUGH
@@ -100,7 +124,11 @@ impl Queue {
     /// The tasks of a portion have asked what they had to ask. True when the pilot has to be woken.
     pub fn uncork(&mut self) -> bool {
         self.corked = false;
-        !self.steps.is_empty() && !self.pilot.called
+        !self.is_empty() && !self.pilot.called
+    }
+
+    fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.guests.is_empty()
     }
 
     /// Moves the first who wait into `room`, where `waiting` have been taken before. True when they
@@ -132,6 +160,10 @@ impl Queue {
 
     /// The first who wants to be taken now.
     pub fn first(&self) -> Option<Arc<Step>> {
+        let mut guests = self.guests.iter().flat_map(|guest| &guest.steps);
+        if let Some(guest) = guests.find(|step| step.wanted()) {
+            return Some(Arc::clone(guest));
+        }
         let first = self.steps.iter().find(|step| step.wanted());
         first.filter(|_| !self.is_corked()).cloned()
     }
@@ -149,13 +181,13 @@ impl Queue {
     pub fn pilot_looks(&mut self, now: Instant) -> bool {
         self.pilot.called = false;
         let crowd = self.crowd.is_some_and(|crowd| now < crowd + ATTENTION);
-        self.pilot.attentive = crowd || !self.steps.is_empty();
+        self.pilot.attentive = crowd || !self.is_empty();
         self.pilot.attentive
     }
 
     /// The pilot goes, unless there is something for it to do.
     pub fn pilot_goes(&mut self) -> bool {
-        let goes = !self.pilot.called && self.steps.is_empty();
+        let goes = !self.pilot.called && self.is_empty();
         if goes {
             self.pilot.thread = None;
         }

@@ -1,5 +1,8 @@
 //! A script call: what the steps of many callers become when they ask the same of the same keys.
 //!
+//! It has an *identity*, the session and number that its outcome is recorded under, and keeps it wherever
+//! it is asked again: on the next connection, or at another node of a cluster.
+//!
 //! Their changes are *runs*: a change, and how many callers in a row ask for it. What the server's
 //! answer means for each caller is said here, too.
 
@@ -10,8 +13,10 @@ use redis::ServerError;
 
 use crate::clock::ServerClock;
 use crate::error::{Error, is_passing};
-use crate::names::{place_key, side_key};
+use crate::names::{Name, place_key, side_key};
+use crate::safety::{Proof, Safety};
 use crate::script::Script;
+use crate::settings::Address;
 use crate::step::{Ask, Attempt, Extension, Reply, Right, Step};
 
 /// How long a record lives after its batch: more than anybody asks for it.
@@ -26,6 +31,9 @@ pub const MOST_RUNS: usize = 1024;
 /// A script call for one or many steps.
 #[derive(Debug)]
 pub struct ScriptCall {
+    identity: Identity,
+    /// Where in a cluster it has been.
+    pub journey: Journey,
     script: Script,
     /// The steps, in order of arrival.
     pub steps: Vec<Arc<Step>>,
@@ -37,6 +45,52 @@ pub struct ScriptCall {
     spell_out: bool,
     /// Each of its steps has its reply, or tries again.
     pub answered: bool,
+    /// What is done, but not as safe as its caller wants it.
+    unsafe_yet: Vec<(Arc<Step>, Reply)>,
+}
+
+/// What the record of a call goes by, and whether there may be one.
+#[derive(Debug)]
+struct Identity {
+    session: Arc<str>,
+    /// The number that makes it exactly once.
+    number: u64,
+    first_sent: Option<Instant>,
+    /// A connection broke while it was in flight: a copy may have been, or may yet be, applied.
+    in_doubt: bool,
+}
+
+/// Where in a cluster a call has been.
+#[derive(Debug, Default)]
+pub struct Journey {
+    /// Another node has to be asked.
+    pub astray: Option<Redirect>,
+    /// How often that was so.
+    pub hops: u32,
+    /// The slot is on its way to the node that is asked, which has to be told that we know.
+    asking: bool,
+}
+
+/// Where a node of a cluster sends us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Redirect {
+    /// The slot is another node's.
+    Moved(Address),
+    /// The slot is on its way to another node, and the keys are there already.
+    Ask(Address),
+    /// The slot is on its way, and the keys are neither all here nor all there.
+    Later,
+}
+
+/// What follows a primary that moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follows {
+    /// Nothing: there is one server, or whoever answers to its name.
+    Nothing,
+    /// The connection: it is made anew to whatever server the sentinels name.
+    Connection,
+    /// The calls: they go to the node that has their slot.
+    Calls,
 }
 
 /// What a server's reply to a call says about the connection and the batch.
@@ -51,11 +105,15 @@ pub enum Heard {
     /// The call is answered, and the connection of no more use: to a server that does not take writes,
     /// or one that talks nonsense.
     WrongServer,
+    /// The call was not run; it is for another node.
+    Astray,
+    /// The call was not run: this server is the primary no more.
+    Demoted(String),
 }
 
 impl ScriptCall {
     /// A call for one step.
-    pub fn new(step: Arc<Step>) -> Self {
+    pub fn new(session: &Arc<str>, number: u64, step: Arc<Step>) -> Self {
         let script = match step.ask {
             Ask::Update { .. } | Ask::Incr { .. } => Script::Stock,
             Ask::Acquire { .. } => Script::Acquire,
@@ -64,7 +122,68 @@ impl ScriptCall {
             Ask::Holder { .. } => Script::Holder,
         };
         let runs = change_of(&step.ask).map(|change| (change, 1)).into_iter().collect();
-        Self { script, steps: vec![step], runs, full: false, spell_out: false, answered: false }
+        Self {
+            identity: Identity {
+                session: Arc::clone(session),
+                number,
+                first_sent: None,
+                in_doubt: false,
+            },
+            journey: Journey::default(),
+            script,
+            steps: vec![step],
+            runs,
+            full: false,
+            spell_out: false,
+            answered: false,
+            unsafe_yet: Vec::new(),
+        }
+    }
+
+    /// The key that says where in a cluster it has to be asked.
+    pub fn name(&self) -> &Name {
+        self.steps[0].ask.recorded_under()
+    }
+
+    /// Whether this node is still to answer it.
+    pub fn is_open(&self) -> bool {
+        !self.answered && self.journey.astray.is_none()
+    }
+
+    /// Whether it may have been done, for all we know.
+    pub fn is_in_doubt(&self) -> bool {
+        self.identity.in_doubt
+    }
+
+    /// A connection broke while it was in flight. What was done is safe only if it is there when it is
+    /// asked for again.
+    pub fn doubt(&mut self) {
+        self.identity.in_doubt = true;
+        self.unsafe_yet.clear();
+    }
+
+    /// When it was first sent, which may be now.
+    pub fn first_sent(&mut self, now: Instant) -> Instant {
+        *self.identity.first_sent.get_or_insert(now)
+    }
+
+    /// Whether it was first sent so long ago that the server may have forgotten the outcome.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.identity.first_sent.is_some_and(|first| first + RECORD_LIFE <= now)
+    }
+
+    /// How safe it must be before all of its callers are told.
+    pub fn safety(&self) -> Safety {
+        let wanted = self.steps.iter().map(|step| step.safety);
+        wanted.fold(Safety::default(), Safety::and)
+    }
+
+    /// Prepares to be asked at another node.
+    pub fn go_on(&mut self) {
+        self.journey.hops += 1;
+        self.journey.asking = matches!(self.journey.astray.take(), Some(Redirect::Ask(_)));
+        // Another node may not know the script.
+        self.spell_out = false;
     }
 
     /// Takes a step in, if it asks the same of the same keys; else it comes back.
@@ -106,32 +225,33 @@ impl ScriptCall {
         }
     }
 
-    /// Packs the call as a command.
-    pub fn pack(
-        &self,
-        batch: &[u8],
-        deadline: &[u8],
-        session: &str,
-        clock: &ServerClock,
-        out: &mut Vec<u8>,
-    ) {
+    /// Packs the call as a command. True when there is a reply to come before its own.
+    pub fn pack(&self, deadline: &[u8], clock: &ServerClock, out: &mut Vec<u8>) -> bool {
+        if self.journey.asking {
+            redis::cmd("ASKING").write_packed_command(out);
+        }
         let source = self.script.source();
         let life = RECORD_LIFE.as_millis().to_string();
         let mut command = redis::cmd(if self.spell_out { "EVAL" } else { "EVALSHA" });
         command.arg(if self.spell_out { source.text } else { &source.hash });
         let ask = &self.steps[0].ask;
-        let record = side_key(session, ask.recorded_under());
+        let record = side_key(&self.identity.session, ask.recorded_under());
         let mut keys = |names: &[&[u8]]| {
             command.arg(names.len() + 1).arg(&record);
             for name in names {
                 command.arg(*name);
             }
-            command.arg(batch).arg(deadline).arg(&life);
+            command.arg(self.identity.number).arg(deadline).arg(&life);
         };
         match ask {
             Ask::Update { lock, key, right, .. } => {
-                keys(&[key, lock]);
+                if *right == Right::Elsewhere {
+                    keys(&[key]);
+                } else {
+                    keys(&[key, lock]);
+                }
                 match right {
+                    Right::Elsewhere => command.arg("").arg("1"),
                     Right::Free => command.arg("").arg(""),
                     Right::Own(token) => command.arg(&token[..]).arg(""),
                     Right::Held(token) => command.arg(&token[..]).arg("1"),
@@ -177,6 +297,7 @@ impl ScriptCall {
             command.arg(*change).arg(*count);
         }
         command.write_packed_command(out);
+        self.journey.asking
     }
 
     /// Whether anybody still waits for its answer.
@@ -186,10 +307,34 @@ impl ScriptCall {
 
     /// All of its steps get the same reply.
     pub fn finish(&mut self, reply: &Reply) {
-        self.answered = true;
         for step in &self.steps {
-            step.finish(reply.clone());
+            tell(&mut self.unsafe_yet, step, reply.clone());
         }
+        self.answered = self.unsafe_yet.is_empty();
+    }
+
+    /// The server has said how safe everything is that was in flight.
+    pub fn proved(&mut self, proof: &Proof) {
+        if self.unsafe_yet.is_empty() {
+            return;
+        }
+        for (step, reply) in self.unsafe_yet.drain(..) {
+            step.finish(match proof.judge(step.safety) {
+                Ok(()) => reply,
+                Err(short) => Reply::Failed(short),
+            });
+        }
+        self.answered = true;
+    }
+}
+
+/// Hands out a reply; later, if it tells of a change that has to be safe first.
+fn tell(unsafe_yet: &mut Vec<(Arc<Step>, Reply)>, step: &Arc<Step>, reply: Reply) {
+    let change = matches!(reply, Reply::Changed | Reply::Acquired { .. } | Reply::Extended(_));
+    if change && step.safety.is_wanted() {
+        unsafe_yet.push((Arc::clone(step), reply));
+    } else {
+        step.finish(reply);
     }
 }
 
@@ -301,25 +446,36 @@ impl ScriptCall {
         let mut steps = self.steps.iter();
         for (change, count, granted, stock) in outcomes {
             for (index, step) in steps.by_ref().take(count).enumerate() {
-                step.finish(if index < granted { Reply::Changed } else { refusal(change, stock) });
+                let reply = if index < granted { Reply::Changed } else { refusal(change, stock) };
+                tell(&mut self.unsafe_yet, step, reply);
             }
         }
+        self.answered = self.unsafe_yet.is_empty();
         true
     }
 
     /// The server says an error instead of running the call.
-    pub fn refused(&mut self, error: &ServerError, in_doubt: bool) -> Heard {
+    pub fn refused(&mut self, error: &ServerError, follows: Follows) -> Heard {
         let (code, detail) = cause(error.code(), error.details().unwrap_or_default());
         if code == "NOSCRIPT" {
             self.spell_out = true;
             return Heard::Again;
         }
+        if follows == Follows::Calls
+            && let Some(redirect) = redirect(code, detail)
+        {
+            self.journey.astray = Some(redirect);
+            return Heard::Astray;
+        }
         if is_passing(code) {
             return Heard::NotNow(format!("{code} {detail}"));
         }
         let wrong = code == "READONLY";
+        if wrong && follows != Follows::Nothing {
+            return Heard::Demoted(format!("{code} {detail}"));
+        }
         // The server that refuses now may have applied an earlier copy.
-        self.finish(&Reply::Failed(if in_doubt {
+        self.finish(&Reply::Failed(if self.identity.in_doubt {
             Error::OutcomeUnknown(format!(
                 "no answer came, and asked again the server refused: {code} {detail}"
             ))
@@ -334,6 +490,21 @@ impl ScriptCall {
         let words = "the server's answer makes no sense; is it a Redis or Valkey server?";
         self.finish(&Reply::Failed(Error::OutcomeUnknown(words.to_owned())));
         Heard::WrongServer
+    }
+}
+
+/// Where an error of a cluster's node sends us: `MOVED 3999 127.0.0.1:6381`, `ASK ...`, `TRYAGAIN`.
+pub fn redirect(code: &str, detail: &str) -> Option<Redirect> {
+    let address = || {
+        let (host, port) = detail.split_once(' ')?.1.rsplit_once(':')?;
+        // Without a name, as after `:`, it is the host that says so.
+        Some(Address::Tcp(host.to_owned(), port.parse().ok()?))
+    };
+    match code {
+        "MOVED" => address().map(Redirect::Moved),
+        "ASK" => address().map(Redirect::Ask),
+        "TRYAGAIN" => Some(Redirect::Later),
+        _ => None,
     }
 }
 

@@ -14,26 +14,33 @@
 //! | `Up`, no flight | open | send the calls without an answer |
 //! | `Up`, in flight | open | read; a silence of `socket_timeout` breaks the connection |
 //!
+//! In a cluster each node has a session of its own, and a call may turn out to be another node's: it is
+//! *astray*, leaves with its identity, and the session takes a new id, so that nobody but that call goes
+//! by the old one any more.
+//!
 //! Invariant: whatever is in flight belongs to the batch at hand. When a batch is given up while it
 //! is in flight, so is the connection, for its replies would answer the next batch.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Expected, Heeded, Packed};
 use crate::caller::Caller;
 use crate::clock::ServerClock;
-use crate::connect::{Opening, Trouble};
+use crate::cluster::Cluster;
+use crate::connect::{Opening, Purpose, Trouble};
 use crate::error::Error;
 use crate::inherited::OpenFd;
 use crate::mailbox::Mailbox;
+use crate::names::Name;
 use crate::random;
-use crate::script_call::Heard;
-use crate::settings::Settings;
+use crate::safety::Proof;
+use crate::script_call::{Follows, Heard, ScriptCall};
+use crate::settings::{Place, Settings};
 use crate::step::Step;
 use crate::transport::Wire;
 
@@ -60,15 +67,20 @@ pub enum Advance {
     Pending,
     /// There is no server to ask, and no hope: everybody who waits shall know.
     Hopeless(Error),
+    /// The node is not there, and the cluster has changed: some of the calls may be for others.
+    Unsettled,
 }
 
 /// See the module's description.
 pub struct Session {
-    id: String,
+    id: Arc<str>,
     settings: Arc<Settings>,
     open: Arc<OpenFd>,
     counts: Arc<Counts>,
     trouble: Arc<Mutex<String>>,
+    cluster: Option<Weak<Cluster>>,
+    /// The state of the cluster that it knows.
+    version: u64,
     number: u64,
     /// Steps that wait for their batch, in order of arrival.
     backlog: VecDeque<Arc<Step>>,
@@ -77,6 +89,7 @@ pub struct Session {
     audience: Vec<Arc<Mailbox>>,
     batch: Option<Batch>,
     late: Vec<Arc<Step>>,
+    astray: Vec<ScriptCall>,
     link: Link,
     /// A server was there once: its absence is ridden out.
     known: bool,
@@ -93,6 +106,7 @@ struct Up {
     wire: Wire,
     clock: ServerClock,
     flight: Option<Flight>,
+    follows: Follows,
     socket_timeout: Duration,
     /// Not before this: the server was not ready.
     pause: Option<Instant>,
@@ -101,9 +115,11 @@ struct Up {
 struct Flight {
     sent: Instant,
     end: Instant,
-    expected: VecDeque<usize>,
+    expected: VecDeque<Expected>,
     wrong_server: bool,
     not_now: Option<String>,
+    demoted: Option<String>,
+    proof: Proof,
 }
 
 impl Session {
@@ -113,21 +129,26 @@ impl Session {
         open: &Arc<OpenFd>,
         counts: &Arc<Counts>,
         trouble: &Arc<Mutex<String>>,
+        cluster: Option<Weak<Cluster>>,
     ) -> Self {
         Self {
-            id: random::hex(),
+            id: random::hex().into(),
             settings: Arc::clone(settings),
             open: Arc::clone(open),
             counts: Arc::clone(counts),
             trouble: Arc::clone(trouble),
+            // A node of a cluster is one that somebody has told us of.
+            known: cluster.is_some(),
+            cluster,
+            version: 0,
             number: 0,
             backlog: VecDeque::new(),
             room: Vec::new(),
             audience: Vec::new(),
             batch: None,
             late: Vec::new(),
+            astray: Vec::new(),
             link: Link::Down { until: Instant::now() },
-            known: false,
             failures: 0,
         }
     }
@@ -176,16 +197,41 @@ impl Session {
         self.backlog.len()
     }
 
-    /// Makes a batch of what can travel together. False when there is nothing to send.
-    pub fn gather(&mut self) -> bool {
+    /// Makes a batch of what can travel together, `guests` from other nodes first. False when there is
+    /// nothing to send.
+    pub fn gather(&mut self, guests: Vec<ScriptCall>) -> bool {
         debug_assert!(self.batch.is_none());
-        let batch = Batch::gather(self.number + 1, &mut self.backlog, Instant::now());
+        let (id, number) = (&self.id, self.number + 1);
+        let batch = Batch::gather(id, number, guests, &mut self.backlog, Instant::now());
         if batch.calls() == 0 {
             return false;
         }
         self.number += 1;
         self.batch = Some(batch);
         true
+    }
+
+    /// The calls that have turned out to be for another node.
+    pub fn astray(&mut self) -> Vec<ScriptCall> {
+        std::mem::take(&mut self.astray)
+    }
+
+    /// Puts out what is not for this node, as `here` says of a name: calls, and steps that wait.
+    pub fn evict(
+        &mut self,
+        here: impl Fn(&Name) -> bool,
+    ) -> (Vec<ScriptCall>, VecDeque<Arc<Step>>) {
+        let backlog = std::mem::take(&mut self.backlog).into_iter();
+        let (stay, steps) = backlog.partition(|step| here(step.ask.recorded_under()));
+        self.backlog = stay;
+        let calls = self.batch.as_mut().map(|batch| batch.evict(here)).unwrap_or_default();
+        if !calls.is_empty() {
+            self.id = random::hex().into();
+        }
+        if self.batch.as_ref().is_some_and(Batch::answered) {
+            self.batch = None;
+        }
+        (calls, steps)
     }
 
     /// Closes the connection, unless it is in use.
@@ -198,6 +244,9 @@ impl Session {
     /// Moves the batch at hand on, until it is done or `until` is over.
     pub fn advance(&mut self, until: Instant) -> Advance {
         loop {
+            if self.is_unsettled() {
+                return Advance::Unsettled;
+            }
             let Some(batch) = &mut self.batch else { return Advance::Done(Vec::new()) };
             if !batch.wanted() && !batch.answered() {
                 return self.give_up();
@@ -207,7 +256,8 @@ impl Session {
                     if !sleep(*pause, until) {
                         return Advance::Pending;
                     }
-                    self.link = Link::Opening(Opening::begin(&self.settings, &self.open, false));
+                    self.link =
+                        Link::Opening(Opening::begin(&self.settings, &self.open, Purpose::Work));
                 }
                 Link::Opening(opening) => match opening.advance(until) {
                     Ok(None) => return Advance::Pending,
@@ -216,8 +266,9 @@ impl Session {
                         self.counts.connects.fetch_add(1, Ordering::Relaxed);
                         let (wire, clock) = (opened.wire, opened.clock);
                         let socket_timeout = self.settings.socket_timeout;
+                        let (follows, flight, pause) = (self.follows(), None, None);
                         self.link =
-                            Link::Up(Up { wire, clock, flight: None, socket_timeout, pause: None });
+                            Link::Up(Up { wire, clock, flight, follows, socket_timeout, pause });
                     }
                     Err(trouble) => {
                         if let Some(error) = self.not_opened(trouble) {
@@ -225,30 +276,56 @@ impl Session {
                         }
                     }
                 },
-                Link::Up(up) => {
-                    match up.advance(batch, &self.id, &self.counts, &mut self.late, until) {
-                        Ok(Moved::Answered { wrong_server }) => {
-                            if self.failures > 0 {
-                                self.failures = 0;
-                                self.note(String::new());
-                            }
-                            self.batch = None;
-                            if wrong_server {
-                                self.link = Link::Down { until: Instant::now() };
-                            }
-                            return Advance::Done(std::mem::take(&mut self.late));
+                Link::Up(up) => match up.advance(batch, &self.counts, &mut self.late, until) {
+                    Ok(Moved::Answered { wrong_server }) => {
+                        self.astray = batch.evict(|_| true);
+                        if !self.astray.is_empty() {
+                            self.id = random::hex().into();
                         }
-                        Ok(Moved::NotNow(why)) => {
-                            let pause = backoff(self.failures, longest_pause(&self.settings));
-                            up.pause = Some(Instant::now() + pause);
-                            self.failures += 1;
-                            self.note(why);
+                        if self.failures > 0 {
+                            self.failures = 0;
+                            self.note(String::new());
                         }
-                        Ok(Moved::Pending) => return Advance::Pending,
-                        Err(why) => self.broken(why),
+                        self.batch = None;
+                        if wrong_server {
+                            self.link = Link::Down { until: Instant::now() };
+                        }
+                        return Advance::Done(std::mem::take(&mut self.late));
                     }
-                }
+                    Ok(Moved::NotNow(why)) => {
+                        let pause = backoff(self.failures, longest_pause(&self.settings));
+                        up.pause = Some(Instant::now() + pause);
+                        self.failures += 1;
+                        self.note(why);
+                        self.look_again();
+                    }
+                    Ok(Moved::Pending) => return Advance::Pending,
+                    Err(why) => self.broken(why),
+                },
             }
+        }
+    }
+
+    fn follows(&self) -> Follows {
+        match (&self.settings.place, &self.cluster) {
+            (_, Some(_)) => Follows::Calls,
+            (Place::Sentinel(_), None) => Follows::Connection,
+            _ => Follows::Nothing,
+        }
+    }
+
+    /// Whether there is nobody to ask, and the cluster has changed since it was looked at.
+    fn is_unsettled(&mut self) -> bool {
+        let Some(cluster) = self.cluster.as_ref().and_then(Weak::upgrade) else { return false };
+        let at_work = matches!(&self.link, Link::Up(Up { pause: None, .. }));
+        let version = cluster.version();
+        !at_work && std::mem::replace(&mut self.version, version) != version
+    }
+
+    /// The node does not do what is asked of it: another may have taken its place.
+    fn look_again(&self) {
+        if let Some(cluster) = self.cluster.as_ref().and_then(Weak::upgrade) {
+            cluster.look_again();
         }
     }
 
@@ -265,12 +342,13 @@ impl Session {
     fn broken(&mut self, why: String) {
         self.note(why);
         if let (Some(batch), Link::Up(Up { flight: Some(_), .. })) = (&mut self.batch, &self.link) {
-            batch.in_doubt = true;
+            batch.doubt();
             self.counts.asked_again.fetch_add(1, Ordering::Relaxed);
         }
         let pause = backoff(self.failures, longest_pause(&self.settings));
         self.link = Link::Down { until: Instant::now() + pause };
         self.failures += 1;
+        self.look_again();
     }
 
     fn note(&self, why: String) {
@@ -312,7 +390,6 @@ impl Up {
     fn advance(
         &mut self,
         batch: &mut Batch,
-        session: &str,
         counts: &Counts,
         late: &mut Vec<Arc<Step>>,
         until: Instant,
@@ -329,7 +406,6 @@ impl Up {
                 None => self.flight.insert(send(
                     &mut self.wire,
                     batch,
-                    session,
                     &self.clock,
                     counts,
                     self.socket_timeout,
@@ -353,11 +429,17 @@ impl Up {
                     // However many of them come.
                     Some(Value::Push { .. }) if received >= until => return Ok(Moved::Pending),
                     Some(Value::Push { .. }) => {}
-                    Some(reply) => flight.hear(batch, reply, received, &mut self.clock, late),
+                    Some(reply) => {
+                        flight.hear(batch, reply, received, &mut self.clock, self.follows, late)?;
+                    }
                 }
             }
             let (wrong_server, not_now) = (flight.wrong_server, flight.not_now.take());
+            let demoted = flight.demoted.take();
             self.flight = None;
+            if let Some(why) = demoted {
+                return Err(why);
+            }
             if let Some(why) = not_now {
                 return Ok(Moved::NotNow(why));
             }
@@ -372,23 +454,19 @@ impl Up {
 fn send(
     wire: &mut Wire,
     batch: &mut Batch,
-    session: &str,
     clock: &ServerClock,
     counts: &Counts,
     socket_timeout: Duration,
 ) -> Flight {
     let sent = Instant::now();
-    let expected = batch.pack(sent, socket_timeout, session, clock, wire.out());
+    let Packed { expected, patience } = batch.pack(sent, socket_timeout, clock, wire.out());
     // None, when all callers have left meanwhile.
     counts.batches.fetch_add(u64::from(!expected.is_empty()), Ordering::Relaxed);
-    counts.calls.fetch_add(expected.len() as u64, Ordering::Relaxed);
-    Flight {
-        sent,
-        end: sent + socket_timeout,
-        expected: expected.into(),
-        wrong_server: false,
-        not_now: None,
-    }
+    let calls = expected.iter().filter(|expected| matches!(expected, Expected::Call(_))).count();
+    counts.calls.fetch_add(calls as u64, Ordering::Relaxed);
+    let end = sent + socket_timeout + patience;
+    let (wrong_server, not_now, demoted, proof) = Default::default();
+    Flight { sent, end, expected, wrong_server, not_now, demoted, proof }
 }
 
 impl Flight {
@@ -398,26 +476,40 @@ impl Flight {
         reply: Value,
         received: Instant,
         clock: &mut ServerClock,
+        follows: Follows,
         late: &mut Vec<Arc<Step>>,
-    ) {
-        let Some(index) = self.expected.pop_front() else { return };
-        match batch.hear(index, reply, self.sent, received, clock, late) {
-            Heard::Answer | Heard::Again => {}
+    ) -> Result<(), String> {
+        let index = match self.expected.pop_front() {
+            Some(Expected::Call(index)) => index,
+            Some(Expected::Safety(about)) => {
+                self.proof.hear(about, &reply)?;
+                if self.expected.is_empty() {
+                    batch.proved(&self.proof);
+                }
+                return Ok(());
+            }
+            Some(Expected::Asking) | None => return Ok(()),
+        };
+        let heeded = Heeded { reply, sent: self.sent, received };
+        match batch.hear(index, heeded, clock, follows, late) {
+            Heard::Answer | Heard::Again | Heard::Astray => {}
             Heard::NotNow(why) => self.not_now = Some(why),
+            Heard::Demoted(why) => self.demoted = Some(why),
             Heard::WrongServer => self.wrong_server = true,
         }
+        Ok(())
     }
 }
 
 /// No longer than that, so that each call gets an attempt: it lasts `socket_timeout` at least.
-fn longest_pause(settings: &Settings) -> Duration {
+pub fn longest_pause(settings: &Settings) -> Duration {
     Duration::from_millis(500).min(settings.socket_timeout / 2)
 }
 
 /// How long to stay away after so many failures in a row: not at all the first time, then longer and
 /// longer up to `most`, each time by chance up to half of it less, so that a crowd of processes does
 /// not come back in step.
-fn backoff(failures: u32, most: Duration) -> Duration {
+pub fn backoff(failures: u32, most: Duration) -> Duration {
     const FIRST: Duration = Duration::from_millis(16);
     if failures == 0 {
         return Duration::ZERO;

@@ -3,19 +3,21 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use url::Url;
 
 use crate::login::Provider;
+use crate::safety::Safety;
 use crate::tls::Tls;
 
 /// Everything that a client needs to know to connect.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Where the server listens.
-    pub address: Address,
+    /// Where the server is, or who knows.
+    pub place: Place,
     /// How to talk to it over TLS; without it in the clear.
     pub tls: Option<Tls>,
     /// The database's number.
@@ -35,10 +37,38 @@ pub struct Settings {
     /// How long one attempt to connect may take, names, handshake and all; `socket_timeout` unless
     /// it is given.
     pub connect_timeout: Option<Duration>,
+    /// How safe what is done must be before a caller is told.
+    pub safety: Safety,
+}
+
+/// Where the server is, or who knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// There.
+    Server(Address),
+    /// Where the primary of a service is, that sentinels watch.
+    Sentinel(Arc<Service>),
+    /// At that node of a cluster which has the key's slot; these are asked first which it is.
+    Cluster(Arc<[Address]>),
+}
+
+/// A service that sentinels watch, and how to talk to them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The name that the sentinels know it by.
+    pub name: String,
+    /// Where they listen.
+    pub sentinels: Vec<Address>,
+    /// How to talk to them over TLS; without it in the clear.
+    pub tls: Option<Tls>,
+    /// Their ACL user.
+    pub username: Option<String>,
+    /// Their password; never shown.
+    pub password: Option<String>,
 }
 
 /// Where a server listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Address {
     /// A host name or address, and a port.
     Tcp(String, u16),
@@ -59,7 +89,7 @@ impl fmt::Display for Address {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            address: Address::Tcp("localhost".to_owned(), 6379),
+            place: Place::Server(Address::Tcp("localhost".to_owned(), 6379)),
             tls: None,
             db: 0,
             username: None,
@@ -69,6 +99,7 @@ impl Default for Settings {
             timeout: Duration::from_secs(10),
             socket_timeout: Duration::from_secs(1),
             connect_timeout: None,
+            safety: Safety::default(),
         }
     }
 }
@@ -76,12 +107,13 @@ impl Default for Settings {
 /// As a URL without the password: for reprs and messages.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match (&self.address, &self.tls) {
-            (Address::Unix(_), _) => "unix",
-            (Address::Tcp(..), None) => "redis",
-            (Address::Tcp(..), Some(_)) => "rediss",
-        };
-        write!(f, "{scheme}://")?;
+        let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
+        match &self.place {
+            Place::Server(Address::Unix(_)) => f.write_str("unix://")?,
+            Place::Server(Address::Tcp(..)) => write!(f, "{scheme}://")?,
+            Place::Sentinel(_) => write!(f, "{scheme}+sentinel://")?,
+            Place::Cluster(_) => write!(f, "{scheme}+cluster://")?,
+        }
         match (&self.username, &self.password) {
             (None, None) => {}
             (user, password) => {
@@ -89,10 +121,24 @@ impl fmt::Display for Settings {
                 f.write_str(if password.is_some() { ":***@" } else { "@" })?;
             }
         }
-        match self.address {
-            Address::Tcp(..) => write!(f, "{}/{}", self.address, self.db),
-            Address::Unix(_) => write!(f, "{}?db={}", self.address, self.db),
+        match &self.place {
+            Place::Server(address @ Address::Tcp(..)) => write!(f, "{address}/{}", self.db),
+            Place::Server(address @ Address::Unix(_)) => write!(f, "{address}?db={}", self.db),
+            Place::Sentinel(service) => {
+                write!(f, "{}/{}/{}", list(&service.sentinels), service.name, self.db)
+            }
+            Place::Cluster(nodes) => write!(f, "{}/{}", list(nodes), self.db),
         }
+    }
+}
+
+fn list(addresses: &[Address]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Service({}/{})", list(&self.sentinels), self.name)
     }
 }
 
@@ -114,15 +160,15 @@ impl Settings {
         let url = Url::parse(&text).map_err(|error| format!("url is not a URL: {error}"))?;
         match url.scheme() {
             "redis" | "valkey" => {
-                self.address = tcp_address(&url)?;
+                self.place = Place::Server(tcp_address(&url)?);
                 self.tls = None;
             }
             "rediss" | "valkeys" => {
-                self.address = tcp_address(&url)?;
+                self.place = Place::Server(tcp_address(&url)?);
                 self.tls.get_or_insert_default();
             }
             "unix" => {
-                self.address = unix_address(&url)?;
+                self.place = Place::Server(unix_address(&url)?);
                 self.tls = None;
             }
             "redis+sentinel" | "redis+cluster" => {
@@ -143,7 +189,7 @@ impl Settings {
         if let Some(password) = url.password() {
             self.password = Some(decode(password, "the password")?);
         }
-        if let Address::Tcp(..) = self.address {
+        if let Place::Server(Address::Tcp(..)) = self.place {
             let path = url.path().trim_start_matches('/');
             if !path.is_empty() {
                 self.db = number(path, "the database in the path")?;
@@ -275,16 +321,16 @@ mod tests {
     #[test]
     fn a_url_means_what_it_means_in_redis_py() {
         let all = read("redis://al%40ice:p%2Fw@example.org:7000/3?socket_timeout=0.5");
-        assert_eq!(all.address, Address::Tcp("example.org".into(), 7000));
+        assert_eq!(all.place, Place::Server(Address::Tcp("example.org".into(), 7000)));
         assert_eq!((all.db, all.username.as_deref()), (3, Some("al@ice")));
         assert_eq!(all.password.as_deref(), Some("p/w"));
         assert_eq!(all.socket_timeout, Duration::from_millis(500));
-        assert_eq!(read("redis://").address, Address::Tcp("localhost".into(), 6379));
-        assert_eq!(read("valkey://[::1]:1").address, Address::Tcp("::1".into(), 1));
+        assert_eq!(read("redis://").place, Place::Server(Address::Tcp("localhost".into(), 6379)));
+        assert_eq!(read("valkey://[::1]:1").place, Place::Server(Address::Tcp("::1".into(), 1)));
         assert_eq!(read("redis://h/1?db=2").db, 2);
         assert_eq!(read("redis://:pw@h").username, None);
         let unix = read("unix://u:pw@/run/my%20redis.sock?db=4");
-        assert_eq!(unix.address, Address::Unix("/run/my redis.sock".into()));
+        assert_eq!(unix.place, Place::Server(Address::Unix("/run/my redis.sock".into())));
         assert_eq!((unix.db, unix.username.as_deref()), (4, Some("u")));
     }
 

@@ -1,12 +1,14 @@
 //! A step: one thing that one caller wants the server to do, and the place where its reply arrives.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
+use crate::combine::Combiner;
 use crate::error::Error;
 use crate::names::Name;
+use crate::safety::Safety;
 
 /// A lock's owner's proof: 128 random bits, in hexadecimal, or what the owner has chosen.
 pub type Token = Arc<[u8]>;
@@ -87,6 +89,8 @@ pub enum Right {
     Own(Token),
     /// The lock is held with this token, and no other right will do.
     Held(Token),
+    /// The lock is at another node, and was seen to there.
+    Elsewhere,
 }
 
 /// One attempt to take a lock, and who one is in the queue of all processes: 128 random bits.
@@ -201,10 +205,14 @@ pub struct Step {
     pub place: u64,
     /// Who waits for the reply.
     pub caller: Caller,
+    /// How safe what is done must be before the caller is told.
+    pub safety: Safety,
     reply: OnceLock<Reply>,
     fate: AtomicU8,
     /// When the caller left; set before the mark.
     left: OnceLock<Instant>,
+    /// In a cluster: with which node it waits; none while nobody knows which one it is for.
+    home: Mutex<Option<Arc<Combiner>>>,
 }
 
 const SENT: u8 = 1;
@@ -214,7 +222,23 @@ impl Step {
     /// A step that nobody has seen yet.
     pub fn new(ask: Ask, deadline: Instant, place: u64, caller: Caller) -> Self {
         let (reply, left, fate) = (OnceLock::new(), OnceLock::new(), AtomicU8::new(0));
-        Self { ask, deadline, place, caller, reply, fate, left }
+        let (safety, home) = Default::default();
+        Self { ask, deadline, place, caller, safety, reply, fate, left, home }
+    }
+
+    /// The same, but what is done must be so safe before the caller is told.
+    pub fn with_safety(self, safety: Safety) -> Self {
+        Self { safety, ..self }
+    }
+
+    /// In a cluster: with which node it waits.
+    pub fn home(&self) -> Option<Arc<Combiner>> {
+        self.home.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// In a cluster: it waits there from now on.
+    pub fn moves_to(&self, home: Option<&Arc<Combiner>>) {
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = home.cloned();
     }
 
     /// Hands out the reply, and tells who waits for it: a task by leaving its ticket, and the leader

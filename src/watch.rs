@@ -188,9 +188,9 @@ pub enum Look {
 }
 
 impl Waiter {
-    /// What it waits for.
-    pub fn name(&self) -> &Name {
-        &self.lock
+    /// Whether it waits for this, and is told by that ear.
+    pub fn waits_for(&self, name: &Name, ear: &Arc<Ear>) -> bool {
+        self.lock == *name && Arc::ptr_eq(&self.ear, ear)
     }
 
     /// After a failed attempt, which said when the holder's lease ends: begins to sleep.

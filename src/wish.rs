@@ -58,6 +58,15 @@ pub enum Wish {
         change: i64,
         /// Only while this token holds the lock.
         proof: Option<Token>,
+        /// For how long the lock is taken, where no step can see both.
+        lease: Duration,
+    },
+    /// Change a stock, never below zero, under a lock that is at another node.
+    Change {
+        /// The stock's key.
+        key: Name,
+        /// What to add.
+        change: i64,
     },
     /// Have everything done that is still to be undone, and close the connections.
     Close,
@@ -115,7 +124,7 @@ impl fmt::Display for Wish {
             Self::Extend { of, .. } => ("extend", &of.lock),
             Self::Holder { lock } => ("look", lock),
             Self::Incr { key, .. } => ("incr_inventory", key),
-            Self::Update { key, .. } => ("update_inventory", key),
+            Self::Update { key, .. } | Self::Change { key, .. } => ("update_inventory", key),
             Self::Close => return f.write_str("close"),
         };
         write!(f, "{function} of '{}'", String::from_utf8_lossy(name))

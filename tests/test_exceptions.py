@@ -33,6 +33,7 @@ EXAMPLES = [
     seckill.ConnectionError("gone", True),
     seckill.OutcomeUnknown("no answer"),
     seckill.AuthenticationError("WRONGPASS"),
+    seckill.NotReplicated(1, 2, "1 of 2 replicas have it"),
     seckill.ServerError("OOM", "command not allowed when used memory > 'maxmemory'."),
 ]
 TWINS = {
@@ -50,6 +51,7 @@ def state(error: BaseException) -> tuple[object, ...]:
     """What a user can see of an exception."""
     names = ("key", "available", "requested", "value", "reason")
     names += ("message", "lock_name", "time_out", "sent", "code", "detail")
+    names += ("acknowledged", "wanted")
     attributes = {name: getattr(error, name) for name in names if hasattr(error, name)}
     return type(error).__name__, str(error), repr(error), error.args, attributes
 

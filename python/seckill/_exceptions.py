@@ -12,6 +12,7 @@
     ├─ ConnectionError            (a builtin ConnectionError) server gone, refused, too slow
     │   ├─ OutcomeUnknown             may have been applied, will not be applied any more
     │   └─ AuthenticationError        wrong user name or password
+    ├─ NotReplicated              it was done, and is not as safe as it was to be
     └─ ServerError                the server answered with an error; nothing was changed
 
 All of them survive `pickle`: they cross process pools and task queues.
@@ -310,6 +311,32 @@ class AuthenticationError(ConnectionError):
         return (str(self),)
 
 
+class NotReplicated(SeckillError):
+    """It was done on the primary, and is not as safe as `wait_replicas` or `wait_aof` want it.
+
+    The change stands, unless a fail-over undoes it: asking again would do it twice. A lock that
+    falls short is given back. It is no `ConnectionError`, for those are what one tries again on.
+
+    Attributes:
+        acknowledged: how many replicas are known to have it.
+        wanted: how many were to have it.
+        reason: what is missing.
+
+    Examples:
+        >>> str(NotReplicated(0, 1, "0 of 1 replicas have it"))
+        'done, but not safe against a fail-over: 0 of 1 replicas have it'
+    """
+
+    def __init__(self, acknowledged: int, wanted: int, reason: str) -> None:
+        super().__init__(f"done, but not safe against a fail-over: {reason}")
+        self.acknowledged = acknowledged
+        self.wanted = wanted
+        self.reason = reason
+
+    def _arguments(self) -> tuple[object, ...]:
+        return (self.acknowledged, self.wanted, self.reason)
+
+
 class ServerError(SeckillError):
     """The server answered with an error; nothing was changed.
 
@@ -350,6 +377,7 @@ _TREE: dict[str, type[SeckillError]] = {
         ConnectionError,
         OutcomeUnknown,
         AuthenticationError,
+        NotReplicated,
         ServerError,
     )
 }

@@ -26,7 +26,7 @@ fn step_until(ask: Ask, deadline: Instant) -> Arc<Step> {
 }
 
 fn gather(backlog: &mut VecDeque<Arc<Step>>) -> Batch {
-    Batch::gather(1, backlog, Instant::now())
+    Batch::gather(&"session".into(), 1, Vec::new(), backlog, Instant::now())
 }
 
 /// What `scripts/stock.lua` answers, in the plainest words.
@@ -48,7 +48,8 @@ fn hear(batch: &mut Batch, index: usize, answer: &str) -> (Heard, Vec<Arc<Step>>
     let now = Instant::now();
     let mut clock = ServerClock::new(0, now);
     let reply = Value::BulkString(format!("1 0 {answer}").into_bytes());
-    let heard = batch.hear(index, reply, now, now, &mut clock, &mut late);
+    let heeded = Heeded { reply, sent: now, received: now };
+    let heard = batch.hear(index, heeded, &mut clock, Follows::Nothing, &mut late);
     (heard, late)
 }
 
@@ -179,12 +180,27 @@ fn what_was_not_run_and_left_is_not_sent_for_the_sake_of_a_batch_in_doubt() {
     let mut batch = gather(&mut VecDeque::from([Arc::clone(&left), other]));
     let (now, mut out, mut late) = (Instant::now(), Vec::new(), Vec::new());
     let mut clock = ServerClock::new(0, now);
-    assert_eq!(batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out), [0, 1]);
+    assert_eq!(
+        batch.pack(now, Duration::from_secs(1), &clock, &mut out).expected,
+        [0, 1].map(Expected::Call)
+    );
     let unknown = redis::parse_redis_value(b"-NOSCRIPT No matching script\r\n").expect("an error");
-    assert_eq!(batch.hear(0, unknown, now, now, &mut clock, &mut late), Heard::Again);
-    batch.in_doubt = true; // the connection broke before the other's reply
+    assert_eq!(
+        batch.hear(
+            0,
+            Heeded { reply: unknown, sent: now, received: now },
+            &mut clock,
+            Follows::Nothing,
+            &mut late
+        ),
+        Heard::Again
+    );
+    batch.doubt(); // the connection broke before the other's reply
     assert!(!left.leave(), "the server has said that it did not run it");
-    assert_eq!(batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out), [1]);
+    assert_eq!(
+        batch.pack(now, Duration::from_secs(1), &clock, &mut out).expected,
+        [1].map(Expected::Call)
+    );
 }
 
 /// The deadline of a batch with a step until each of these, on a server whose time begins now. The
@@ -195,11 +211,11 @@ fn deadline_of(ends: [Duration; 2], patience: Duration) -> i64 {
     let steps = ends.map(|end| step_until(ask.clone(), now + end));
     let mut batch = gather(&mut VecDeque::from(steps.clone()));
     let (clock, mut out) = (ServerClock::new(0, now), Vec::new());
-    batch.pack(now, patience, "session", &clock, &mut out);
+    batch.pack(now, patience, &clock, &mut out);
     out.clear();
     assert!(steps[0].leave(), "it is under way");
-    batch.in_doubt = true;
-    batch.pack(now + Duration::from_secs(1), patience, "session", &clock, &mut out);
+    batch.doubt();
+    batch.pack(now + Duration::from_secs(1), patience, &clock, &mut out);
     let sent = String::from_utf8(out).expect("all ASCII");
     let words: Vec<_> = sent.split("\r\n").filter(|word| !word.starts_with('$')).collect();
     // EVALSHA, the hash, 2, two keys, the number, the deadline.
@@ -215,11 +231,14 @@ fn what_was_not_sent_when_its_caller_left_never_is() {
     assert!(!steps[2].leave() && !alone.leave(), "nothing is under way");
     let (now, mut out) = (Instant::now(), Vec::new());
     let clock = ServerClock::new(0, now);
-    assert_eq!(batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out), [0]);
+    assert_eq!(
+        batch.pack(now, Duration::from_secs(1), &clock, &mut out).expected,
+        [Expected::Call(0)]
+    );
     assert_eq!(batch.calls[0].runs, [(-1, 3)]);
     assert!(steps[0].leave(), "this one is");
-    batch.in_doubt = true;
-    batch.pack(now, Duration::from_secs(1), "session", &clock, &mut out);
+    batch.doubt();
+    batch.pack(now, Duration::from_secs(1), &clock, &mut out);
     assert_eq!(batch.calls[0].runs, [(-1, 3)], "asked for as it was");
 }
 

@@ -38,7 +38,7 @@ impl Call {
                 {
                     self.client.holdings.remove(lock, token);
                 }
-                self.client.ear.tell(lock);
+                self.tell(lock);
                 done(reply == Reply::Released)
             }
             (Wish::GiveBack(of), reply @ (Reply::Released | Reply::Foreign)) => {
@@ -46,7 +46,7 @@ impl Call {
                 let end = if released { Hold::release } else { Hold::release_lost };
                 of.hold.iter().for_each(|hold| end(hold));
                 self.client.holdings.remove(&of.lock, &of.token);
-                self.client.ear.tell(&of.lock);
+                self.tell(&of.lock);
                 done(released)
             }
             (Wish::Extend { .. }, Reply::Extended(left)) => {
@@ -68,9 +68,12 @@ impl Call {
                 }
                 Err(Error::LockLost { lock: Arc::clone(lock) })
             }
-            (Wish::Incr { key, change } | Wish::Update { key, change, .. }, reply) => {
-                changed(key, *change, reply)
-            }
+            (
+                Wish::Incr { key, change }
+                | Wish::Update { key, change, .. }
+                | Wish::Change { key, change },
+                reply,
+            ) => changed(key, *change, reply),
             (_, reply) => Err(unexpected(&reply)),
         };
         Some(Progress::Done(outcome))
@@ -94,10 +97,20 @@ impl Call {
         }
     }
 
+    /// Has those of this process who wait for a lock that was given back try again.
+    fn tell(&self, lock: &Name) {
+        if let Some(ear) = self.client.route.ear(lock) {
+            ear.tell(lock);
+        }
+    }
+
     /// Somebody else holds the lock, or is before us: sleeps until `name` is gone, or `until`.
     fn lie_down(&mut self, name: &Name, until: Option<Instant>) {
-        if self.waiter.as_ref().is_none_or(|waiter| waiter.name() != name) {
-            self.waiter = Some(Box::new(self.client.ear.waiter(name)));
+        // The node that has the lock may be another one by now.
+        if let Some(ear) = self.client.route.ear(name)
+            && self.waiter.as_ref().is_none_or(|waiter| !waiter.waits_for(name, &ear))
+        {
+            self.waiter = Some(Box::new(ear.waiter(name)));
         }
         self.waiter.iter_mut().for_each(|waiter| waiter.lie_down(until));
         self.stage = Stage::Sleeping;
@@ -135,7 +148,8 @@ impl Call {
 
     /// The call ends with an error.
     pub(super) fn fail(&mut self, error: Error) -> Progress {
-        let unknown = matches!(error, Error::OutcomeUnknown(_));
+        // A lock that a fail-over may take away is none.
+        let unknown = matches!(error, Error::OutcomeUnknown(_) | Error::NotReplicated { .. });
         self.undo(unknown);
         self.changed(if unknown { Changed::Unknown } else { Changed::Not });
         if let Some(acquiring) = self.acquiring.as_deref() {

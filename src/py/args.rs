@@ -48,8 +48,8 @@ pub fn update(
     let (lock, proof) = lock_of("lockname", lockname)?;
     let key = name("key", key)?;
     let change = change_num.change("change_num")?;
-    acquire_time.lease("acquire_time")?;
-    Ok((Wish::Update { lock, key, change, proof }, time_out.time_out("time_out")?))
+    let lease = acquire_time.lease("acquire_time")?;
+    Ok((Wish::Update { lock, key, change, proof, lease }, time_out.time_out("time_out")?))
 }
 
 fn wrong_type(argument: &str, wanted: &str, given: &Bound<'_, PyAny>) -> PyErr {

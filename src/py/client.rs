@@ -17,7 +17,7 @@ use crate::caller::Caller;
 use crate::client::Client;
 use crate::fork;
 use crate::patrol::Patrol;
-use crate::settings::{Address, Settings, duration};
+use crate::settings::{Address, Place, Settings, duration};
 use crate::tls::{Tls, excludes_tls12, verifies};
 use crate::wish::{Outcome, Wish};
 
@@ -146,10 +146,10 @@ impl CoreClient {
     ) -> PyResult<Self> {
         let mut settings = Settings::default();
         if let Some(path) = unix_socket_path {
-            settings.address = Address::Unix(path);
+            settings.place = Place::Server(Address::Unix(path));
         } else if host.is_some() || port.is_some() {
             let host = host.unwrap_or_else(|| "localhost".to_owned());
-            settings.address = Address::Tcp(host, port.unwrap_or(6379));
+            settings.place = Place::Server(Address::Tcp(host, port.unwrap_or(6379)));
         }
         settings.db = db.unwrap_or(settings.db);
         settings.username = username;
@@ -180,7 +180,7 @@ impl CoreClient {
                 let why = "ssl: the URL says that there is no TLS; rediss:// asks for it";
                 return Err(PyValueError::new_err(why));
             }
-        } else if ssl == Some(true) && matches!(settings.address, Address::Tcp(..)) {
+        } else if ssl == Some(true) && !matches!(settings.place, Place::Server(Address::Unix(_))) {
             tls.check().map_err(PyValueError::new_err)?;
             settings.tls = Some(tls);
         }
@@ -289,12 +289,15 @@ impl CoreClient {
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let settings = PyDict::new(py);
         let ours = &self.settings;
-        match &ours.address {
-            Address::Tcp(host, port) => {
+        match &ours.place {
+            Place::Server(Address::Tcp(host, port)) => {
                 settings.set_item("host", host)?;
                 settings.set_item("port", port)?;
             }
-            Address::Unix(path) => settings.set_item("unix_socket_path", path.as_os_str())?,
+            Place::Server(Address::Unix(path)) => {
+                settings.set_item("unix_socket_path", path.as_os_str())?;
+            }
+            Place::Sentinel(_) | Place::Cluster(_) => settings.set_item("url", ours.to_string())?,
         }
         settings.set_item("db", ours.db)?;
         settings.set_item("username", ours.username.as_deref())?;

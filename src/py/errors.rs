@@ -48,6 +48,9 @@ fn make(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             }
             exception
         }
+        Error::NotReplicated { acknowledged, wanted, why } => {
+            make.call1(("NotReplicated", acknowledged, wanted, why))?
+        }
         Error::Refused { code, detail } => make.call1(("ServerError", code, detail))?,
         Error::Interrupted => make.call1(("ConnectionError", "the call was interrupted"))?,
         Error::Forked => {

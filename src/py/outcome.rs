@@ -30,7 +30,9 @@ impl Teller {
             Wish::Acquire { .. } | Wish::GiveBack(_) | Wish::Extend { .. } => Self::Bool,
             Wish::Holder { .. } => Self::Handle,
             Wish::Release { lock } => Self::Log(Arc::clone(lock)),
-            Wish::Incr { .. } | Wish::Update { .. } | Wish::Close => Self::Nothing,
+            Wish::Incr { .. } | Wish::Update { .. } | Wish::Change { .. } | Wish::Close => {
+                Self::Nothing
+            }
         }
     }
 

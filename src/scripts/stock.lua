@@ -2,11 +2,12 @@
 --
 -- KEYS  1      the session's record
 --       2      the stock
---       3      the lock that must be free or ours; without it the change is a plain INCRBY that
---              has no floor and creates a missing key (incr_inventory)
+--       3      the lock that must be free or ours, if it is in this slot
 -- ARGV  1 2 3  see session.lua
 --       4      the token under which the callers hold the lock, or ''
---       5      '1' if the token must still hold the lock, else ''
+--       5      '1' if the token must still hold the lock, or, without a lock, that there is a floor;
+--              else '', and without a lock the change is a plain INCRBY that has no floor and creates a
+--              missing key (incr_inventory)
 --       6 7 .. runs: a change and how many callers in a row ask for it
 -- returns
 --       'X'                the token, which must, does not hold the lock (any more)
@@ -21,9 +22,9 @@
 -- Lua's numbers are doubles, exact up to 2^53. While all sums stay below 2^52 they do the counting;
 -- else the server's own 64-bit INCRBY does, with the record, which is overwritten at the end, as the
 -- scratch pad.
-local stock, floor = seen[2], KEYS[3] ~= nil
+local stock, floor = seen[2], KEYS[3] ~= nil or ARGV[5] ~= ''
 
-if floor then
+if KEYS[3] then
   local holder = seen[3]
   if ARGV[5] ~= '' then
     if holder ~= ARGV[4] then return record('X') end

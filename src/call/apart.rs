@@ -1,0 +1,184 @@
+//! An update whose lock and stock are in different slots of a cluster, where no step sees both: the lock
+//! is taken, the stock changed, the lock given back. Each is a call of its own.
+//!
+//! | part | asks | next |
+//! |---|---|---|
+//! | `Look` | who holds the lock, if the caller has acquired it | `Stock`; `Take`; the end, if no other right will do |
+//! | `Take` | for the lock, as `acquire_lock` does | `Stock`; the end |
+//! | `Stock` | for the change | `GiveBack`, of what was taken; the end |
+//! | `GiveBack` | to give the lock back | the end |
+//!
+//! Invariant: the stock is not changed after the lease has provably ended: that is the deadline of the
+//! change, which the server keeps. So when nobody knows whether it was made, or may yet be, the lock is
+//! not given back: its lease ends it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Call, Progress, release};
+use crate::error::{Error, Result};
+use crate::hold::{Hold, Tally};
+use crate::step::Right;
+use crate::wish::{Acquisition, Handle, Outcome, Terms, Wish};
+
+/// See the module's description.
+pub struct Apart {
+    part: Part,
+    inner: Box<Call>,
+    /// Under which the stock is changed.
+    hold: Option<Arc<Hold>>,
+    /// The acquisition was made for this.
+    taken: bool,
+    /// What became of the change.
+    outcome: Option<Result<Outcome>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Look,
+    Take,
+    Stock,
+    GiveBack,
+}
+
+impl Apart {
+    /// The first part of an update.
+    pub fn begin(outer: &Call) -> Option<Self> {
+        let Wish::Update { lock, proof, .. } = &outer.wish else { return None };
+        let token = match proof {
+            Some(token) => Some(Arc::clone(token)),
+            None => match outer.client.holdings.right(lock, outer.owner) {
+                Right::Held(token) | Right::Own(token) => Some(token),
+                _ => None,
+            },
+        };
+        let hold = token.and_then(|token| outer.client.holdings.find(lock, &token));
+        let (part, wish) = match (&hold, proof) {
+            (None, Some(_)) => return None,
+            (Some(_), _) => (Part::Look, Wish::Holder { lock: Arc::clone(lock) }),
+            (None, None) => (Part::Take, take(outer)?),
+        };
+        let inner = Box::new(outer.part(wish));
+        Some(Self { part, inner, hold, taken: false, outcome: None })
+    }
+
+    /// The call that is under way.
+    pub fn inner(&self) -> &Call {
+        &self.inner
+    }
+
+    /// Moves on as far as possible without waiting.
+    pub fn advance(&mut self, outer: &Call) -> Progress {
+        loop {
+            let result = match self.inner.advance() {
+                Progress::Wait(until) => return Progress::Wait(until),
+                Progress::Done(result) => result,
+            };
+            let next = match self.part {
+                Part::Look => self.seen(outer, result),
+                Part::Take => self.taken(outer, result),
+                Part::Stock => self.changed(outer, result),
+                Part::GiveBack => None,
+            };
+            let Some((part, inner)) = next else {
+                let nothing = || Err(Error::Interrupted);
+                return Progress::Done(self.outcome.take().unwrap_or_else(nothing));
+            };
+            (self.part, self.inner) = (part, Box::new(inner));
+        }
+    }
+
+    fn seen(&mut self, outer: &Call, result: Result<Outcome>) -> Option<(Part, Call)> {
+        let Wish::Update { lock, proof, .. } = &outer.wish else { return None };
+        match (result, &self.hold) {
+            (Err(error), _) => self.outcome = Some(Err(error)),
+            (Ok(Outcome::Holder(Some(token))), Some(hold)) if token == hold.token => {
+                return self.stock(outer);
+            }
+            (Ok(_), hold) => {
+                let right = outer.client.holdings.right(lock, outer.owner);
+                if proof.is_none() && !matches!(right, Right::Held(_)) {
+                    self.hold = None;
+                    return Some((Part::Take, outer.part(take(outer)?)));
+                }
+                if let Some(hold) = hold {
+                    hold.lose();
+                }
+                self.outcome = Some(Err(Error::LockLost { lock: Arc::clone(lock) }));
+            }
+        }
+        None
+    }
+
+    fn taken(&mut self, outer: &Call, result: Result<Outcome>) -> Option<(Part, Call)> {
+        let Wish::Update { lock, .. } = &outer.wish else { return None };
+        self.outcome = Some(match result {
+            Ok(Outcome::Acquired(hold)) => {
+                self.inner.told();
+                (self.hold, self.taken) = (Some(hold), true);
+                return self.stock(outer);
+            }
+            Ok(_) => {
+                let (lock, time_out) = (Arc::clone(lock), outer.time_out);
+                Err(Error::LockTimeout { lock, time_out })
+            }
+            Err(error) => Err(error),
+        });
+        None
+    }
+
+    fn stock(&self, outer: &Call) -> Option<(Part, Call)> {
+        let Wish::Update { key, change, .. } = &outer.wish else { return None };
+        let mut inner = outer.part(Wish::Change { key: Arc::clone(key), change: *change });
+        if let Some(ends) = self.hold.as_ref().and_then(|hold| hold.ends()) {
+            inner.deadline = inner.deadline.min(ends);
+        }
+        Some((Part::Stock, inner))
+    }
+
+    fn changed(&mut self, outer: &Call, result: Result<Outcome>) -> Option<(Part, Call)> {
+        let Wish::Update { lock, .. } = &outer.wish else { return None };
+        let unknown = matches!(result, Err(Error::OutcomeUnknown(_)));
+        let unsent = matches!(result, Err(Error::Unreachable(_)));
+        self.outcome = Some(result);
+        let hold = self.hold.clone()?;
+        if !self.taken && unsent && hold.ends().is_some_and(|ends| ends <= Instant::now()) {
+            self.outcome = Some(Err(Error::LockLost { lock: Arc::clone(lock) }));
+        }
+        if !self.taken || unknown {
+            return None;
+        }
+        let (lock, token) = (Arc::clone(lock), Arc::clone(&hold.token));
+        let of = Acquisition { lock, token, hold: Some(hold) };
+        Some((Part::GiveBack, outer.part(Wish::GiveBack(of))))
+    }
+
+    /// Gives the update up.
+    pub fn abandon(&mut self, outer: &Call) {
+        let under_way = self.inner.step().is_some_and(|step| step.was_sent());
+        self.inner.abandon();
+        if let (Part::Stock, true, false, Some(hold)) =
+            (self.part, self.taken, under_way, &self.hold)
+        {
+            outer.run_orphan(release(&hold.lock, &hold.token));
+        }
+    }
+}
+
+/// The lock is taken as by a handle: nobody gives it back but whoever has it.
+fn take(outer: &Call) -> Option<Wish> {
+    let Wish::Update { lock, lease, .. } = &outer.wish else { return None };
+    let handle = Some(Handle { tally: Arc::new(Tally::default()), keep: None });
+    let terms = Terms { lease: Some(*lease), handle, ..Terms::default() };
+    Some(Wish::Acquire { lock: Arc::clone(lock), terms })
+}
+
+impl Call {
+    /// A part of this call, in what is left of its time.
+    fn part(&self, wish: Wish) -> Call {
+        let left = self.patience.saturating_duration_since(Instant::now());
+        // Nobody, so that what is held meanwhile is not taken for the caller's own.
+        let part = Call::new(&self.client, wish, Some(left), 0, self.caller.clone());
+        part.with_safety(self.safety)
+    }
+}

@@ -1,0 +1,153 @@
+//! The scout: a thread that finds out which node of a cluster has which slots, while somebody wants to
+//! know.
+//!
+//! It asks one node, and another as soon as that one fails, or has not answered for [`STAGGER`]. A node
+//! that says of itself that it is cut off from the cluster is believed only if no other answers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, Task};
+use crate::connect::{Purpose, Trouble};
+use crate::error::Error;
+use crate::inquiry::Inquiry;
+use crate::settings::{Address, Place, Settings};
+use crate::slots::{Map, question, understand};
+
+/// How long a node may take before another is asked, too.
+const STAGGER: Duration = Duration::from_millis(50);
+
+/// How often those who are asked are looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// How long the thread does nothing else while nodes are asked.
+const SLICE: Duration = Duration::from_millis(10);
+
+/// How long the thread stays when there is nothing to do.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The thread's work.
+pub fn run(cluster: &Arc<Cluster>) {
+    let mut search: Option<Search> = None;
+    let mut failures = 0;
+    loop {
+        let now = Instant::now();
+        let task = cluster.task(now);
+        if search.is_none() && matches!(task, Task::LookUp) {
+            search = Some(Search::begin(cluster));
+        }
+        if let Some(asking) = &mut search {
+            let Some(found) = asking.advance(now + SLICE) else { continue };
+            search = None;
+            failures = conclude(cluster, found, failures);
+            continue;
+        }
+        let nap = match task {
+            Task::Rest(until) => until.saturating_duration_since(now),
+            Task::LookUp | Task::Nothing => LINGER,
+        };
+        std::thread::park_timeout(nap);
+        let idle = matches!(task, Task::Nothing) && now.elapsed() >= LINGER;
+        if idle && cluster.scout_goes() {
+            return;
+        }
+    }
+}
+
+/// What comes of a search; how many in a row have failed.
+fn conclude(cluster: &Cluster, found: Result<Map, Trouble>, failures: u32) -> u32 {
+    let why = match found {
+        Ok(map) => {
+            cluster.found(&map);
+            return 0;
+        }
+        Err(Trouble::Refused(error)) => {
+            cluster.hopeless(&error);
+            return 0;
+        }
+        Err(Trouble::Unreachable(why)) if !cluster.is_known() => {
+            cluster.hopeless(&Error::Unreachable(why));
+            return 0;
+        }
+        Err(Trouble::Unreachable(why) | Trouble::NotReady(why)) => why,
+    };
+    let pause =
+        crate::session::backoff(failures + 1, crate::session::longest_pause(&cluster.settings));
+    cluster.not_found(why, Instant::now() + pause);
+    failures + 1
+}
+
+struct Search {
+    settings: Arc<Settings>,
+    candidates: VecDeque<Address>,
+    asked: Vec<(Address, Inquiry)>,
+    /// When the last of them was asked.
+    last: Instant,
+    /// What one says that is cut off.
+    doubtful: Option<Map>,
+    failed: Option<Trouble>,
+}
+
+impl Search {
+    fn begin(cluster: &Cluster) -> Self {
+        Self {
+            settings: Arc::clone(&cluster.settings),
+            candidates: cluster.candidates().into(),
+            asked: Vec::new(),
+            last: Instant::now(),
+            doubtful: None,
+            failed: None,
+        }
+    }
+
+    /// Moves on, until there is a map, or nobody is left to ask. `None` when `until` is over first.
+    fn advance(&mut self, until: Instant) -> Option<Result<Map, Trouble>> {
+        loop {
+            let now = Instant::now();
+            if (self.asked.is_empty() || now >= self.last + STAGGER)
+                && let Some(address) = self.candidates.pop_front()
+            {
+                self.ask(address, now);
+            }
+            for (address, mut inquiry) in std::mem::take(&mut self.asked) {
+                match inquiry.advance(now) {
+                    Ok(None) => self.asked.push((address, inquiry)),
+                    Ok(Some(replies)) => match understand(&replies, &address) {
+                        Ok(map) if map.healthy => return Some(Ok(map)),
+                        Ok(map) => self.doubtful = Some(map),
+                        Err(error) => self.fails(Trouble::Refused(error)),
+                    },
+                    Err(trouble) => self.fails(trouble),
+                }
+            }
+            if self.asked.is_empty() && self.candidates.is_empty() {
+                let nobody = || Trouble::Unreachable("no node of the cluster is known".to_owned());
+                let failed = self.failed.take().unwrap_or_else(nobody);
+                return Some(self.doubtful.take().ok_or(failed));
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            if !self.asked.is_empty() {
+                std::thread::sleep(left.min(LOOK));
+            }
+        }
+    }
+
+    fn ask(&mut self, address: Address, now: Instant) {
+        let place = Place::Server(address.clone());
+        let settings = Arc::new(Settings { place, ..(*self.settings).clone() });
+        self.asked.push((address, Inquiry::begin(&settings, Purpose::Work, question())));
+        self.last = now;
+    }
+
+    /// What nobody can put right by waiting is the better explanation.
+    fn fails(&mut self, trouble: Trouble) {
+        let explained = matches!(self.failed, Some(Trouble::Refused(_)));
+        if !explained {
+            self.failed = Some(trouble);
+        }
+    }
+}

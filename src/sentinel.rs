@@ -1,0 +1,207 @@
+//! Where the primary of a service is: sentinels are asked, all at once.
+//!
+//! One sentinel may be dead, silent, or cut off from the others and believe in a primary that has been
+//! replaced; and that one, started again, believes in itself, until the others find it. So it is not
+//! the first answer that counts: each fail-over has a number, the *epoch* of the configuration, and the
+//! largest wins. As soon as most sentinels name it, nobody else is waited for; and for the slow ones
+//! no longer than [`PATIENCE`], once one has answered.
+//!
+//! | a sentinel's answer | meaning |
+//! |---|---|
+//! | none, or nonsense | it does not count |
+//! | it knows no service of that name | an error, if none knows |
+//! | address and epoch | a candidate |
+//!
+//! Whether the candidate is a primary is for itself to say, in the handshake: if not, all are asked again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use crate::connect::{Purpose, Trouble};
+use crate::error::Error;
+use crate::inquiry::Inquiry;
+use crate::settings::{Address, Place, Service, Settings};
+
+/// How long the others are waited for, once one has answered and it is not enough.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How often those who are being asked are looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// See the module's description.
+pub struct Search {
+    service: Arc<Service>,
+    asked: Vec<Asked>,
+    /// When the first said where the primary is.
+    heard: Option<Instant>,
+}
+
+struct Asked {
+    sentinel: Address,
+    said: Said,
+}
+
+enum Said {
+    Nothing(Box<Inquiry>),
+    Primary(Address, u64),
+    Unknown,
+    Failed(String),
+    Refused(Error),
+}
+
+impl Search {
+    /// Begins to ask the sentinels of a service; time-outs are those of `settings`.
+    pub fn begin(settings: &Settings, service: &Arc<Service>) -> Self {
+        let ask = |sentinel: &Address| {
+            let settings = Settings {
+                place: Place::Server(sentinel.clone()),
+                tls: service.tls.clone(),
+                username: service.username.clone(),
+                password: service.password.clone(),
+                provider: None,
+                db: 0,
+                ..settings.clone()
+            };
+            let question = ["GET-MASTER-ADDR-BY-NAME", "MASTER"].map(|what| {
+                let mut command = redis::cmd("SENTINEL");
+                command.arg(what).arg(&service.name);
+                command
+            });
+            let inquiry = Inquiry::begin(&Arc::new(settings), Purpose::Inquire, question.into());
+            Asked { sentinel: sentinel.clone(), said: Said::Nothing(Box::new(inquiry)) }
+        };
+        let asked = service.sentinels.iter().map(ask).collect();
+        Self { service: Arc::clone(service), asked, heard: None }
+    }
+
+    /// Moves on. `None` when `until` is over first.
+    pub fn advance(&mut self, until: Instant) -> Result<Option<Address>, Trouble> {
+        loop {
+            let now = Instant::now();
+            for asked in &mut self.asked {
+                asked.advance(now);
+            }
+            if let Some(verdict) = self.verdict(now) {
+                return verdict.map(Some);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
+
+    /// What the answers so far come to; none while it is too early.
+    fn verdict(&mut self, now: Instant) -> Option<Result<Address, Trouble>> {
+        let candidates = self.asked.iter().filter_map(|asked| match &asked.said {
+            Said::Primary(address, epoch) => Some((*epoch, address)),
+            _ => None,
+        });
+        let open = self.asked.iter().any(|asked| matches!(asked.said, Said::Nothing(_)));
+        let Some((newest, address)) = candidates.clone().max_by_key(|(epoch, _)| *epoch) else {
+            return if open { None } else { Some(Err(self.failure())) };
+        };
+        let agree = candidates.filter(|candidate| *candidate == (newest, address)).count();
+        let patient = *self.heard.get_or_insert(now) + PATIENCE > now;
+        if agree * 2 <= self.asked.len() && open && patient {
+            return None;
+        }
+        Some(Ok(address.clone()))
+    }
+
+    /// Why nobody has said where the primary is.
+    fn failure(&self) -> Trouble {
+        let name = &self.service.name;
+        let mut failures = Vec::new();
+        let mut unknown = false;
+        for Asked { sentinel, said } in &self.asked {
+            match said {
+                Said::Refused(error) => return Trouble::Refused(error.clone()),
+                Said::Failed(why) if why.contains(&sentinel.to_string()) => {
+                    failures.push(why.clone());
+                }
+                Said::Failed(why) => failures.push(format!("{sentinel}: {why}")),
+                Said::Unknown => unknown = true,
+                Said::Nothing(_) | Said::Primary(..) => {}
+            }
+        }
+        if unknown {
+            return Trouble::Refused(Error::Unreachable(format!(
+                "the sentinels watch no service with the name {name:?}"
+            )));
+        }
+        let failures = failures.join("; ");
+        Trouble::Unreachable(format!("no sentinel says where {name:?} is: {failures}"))
+    }
+}
+
+impl Asked {
+    fn advance(&mut self, now: Instant) {
+        let Said::Nothing(inquiry) = &mut self.said else { return };
+        self.said = match inquiry.advance(now) {
+            Ok(None) => return,
+            Ok(Some(replies)) => understand(&replies),
+            Err(Trouble::Unreachable(why) | Trouble::NotReady(why)) => Said::Failed(why),
+            Err(Trouble::Refused(error)) => Said::Refused(error),
+        };
+    }
+}
+
+/// What a sentinel's replies say.
+fn understand(replies: &[Value]) -> Said {
+    let [address, details] = replies else {
+        return Said::Failed("no answer".to_owned());
+    };
+    match address {
+        Value::Nil => return Said::Unknown,
+        Value::ServerError(error) => {
+            let why = format!("{} {}", error.code(), error.details().unwrap_or_default());
+            return Said::Failed(why);
+        }
+        _ => {}
+    }
+    match address {
+        Value::Array(parts) => match &parts[..] {
+            [host, port] => match (text(host), text(port).and_then(|port| port.parse().ok())) {
+                (Some(host), Some(port)) if !host.is_empty() && port != 0 => {
+                    let epoch = epoch(details).unwrap_or(0);
+                    Said::Primary(Address::Tcp(host.to_owned(), port), epoch)
+                }
+                _ => nonsense(),
+            },
+            _ => nonsense(),
+        },
+        _ => nonsense(),
+    }
+}
+
+fn nonsense() -> Said {
+    Said::Failed("what it answers makes no sense; is it a sentinel?".to_owned())
+}
+
+/// The number of the fail-over that made the primary.
+fn epoch(details: &Value) -> Option<u64> {
+    let found = match details {
+        Value::Map(fields) => {
+            let found = fields.iter().find(|(name, _)| text(name) == Some("config-epoch"));
+            found.map(|(_, value)| value)
+        }
+        Value::Array(fields) => {
+            let found = fields.chunks_exact(2).find(|pair| text(&pair[0]) == Some("config-epoch"));
+            found.map(|pair| &pair[1])
+        }
+        _ => None,
+    };
+    text(found?)?.parse().ok()
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
