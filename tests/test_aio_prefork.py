@@ -150,7 +150,7 @@ def test_a_celery_prefork_pool_sells(start_server, tmp_path, monkeypatch):
     shop, broker = start_server(), start_server()
     (tmp_path / "shop.py").write_text(CELERY_APPLICATION)
     observer = shop.redis()
-    environment = {"BROKER": broker.url, "SELLER": shop.url}
+    environment = {"BROKER": broker.open_url, "SELLER": shop.url}
     command = ["celery", "--app", "shop", "worker", "--pool", "prefork", "--concurrency", "2"]
     command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     with started(tmp_path, *command, SEED="yes", **environment):

@@ -238,7 +238,7 @@ class TestUrl:
         observer = server.redis(db=8)
         observer.flushdb()
         observer.set("inventory", 17)
-        url = server.url.rpartition("/")[0] + "/8"
+        url = server.open_url.rpartition("/")[0] + "/8"
         ended = demo(*SMALL, "--against", "script", "--url", url)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert audit_of(ended.stdout)["sold, by the buyers' ledger"] == [200, 200]
@@ -258,7 +258,7 @@ class TestUrl:
         """Somebody else takes units behind the demo's back: it is noticed, not explained away."""
         server = start_server()
         observer = server.redis()
-        with terminal(*SLOW, "--url", server.url) as seen:
+        with terminal(*SLOW, "--url", server.open_url) as seen:
             seen.read_until(lambda shown: "sales/s" in shown)
             [stock] = observer.keys("seckill-demo:*:stock")
             observer.decrby(stock, 5)
@@ -268,7 +268,7 @@ class TestUrl:
 
     def test_interrupted_leaves_nothing_behind(self, start_server: Callable[..., Server]) -> None:
         server = start_server()
-        with terminal(*SLOW, "--url", server.url) as seen:
+        with terminal(*SLOW, "--url", server.open_url) as seen:
             seen.read_until(lambda shown: "sales/s" in shown)
             os.write(seen.screen, b"\x03")
             status, _ = seen.ended()
@@ -277,7 +277,7 @@ class TestUrl:
 
     def test_server_lost_in_mid_sale(self, start_server: Callable[..., Server]) -> None:
         server = start_server()
-        with terminal(*SLOW, "--url", server.url) as seen:
+        with terminal(*SLOW, "--url", server.open_url) as seen:
             seen.read_until(lambda shown: "sales/s" in shown)
             server.kill()
             status, shown = seen.ended()

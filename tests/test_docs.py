@@ -87,29 +87,6 @@ def test_a_lua_block_is_what_the_server_runs(page, line, _more, text):
     assert excerpt.strip() in script, f"{page.name}:{line}"
 
 
-def test_the_commands_that_an_acl_user_needs_are_all_that_is_named(own_server):
-    """The README's list is enough: to sell, to lock, to wait."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = re.search(r"the commands `([A-Z ]+)`", readme.replace("\n", " "))
-    assert listed
-    own_server.redis().acl_setuser(
-        "shop",
-        enabled=True,
-        passwords=["+pw"],
-        keys=["seckill:*", "lock", "inventory"],
-        commands=[f"+{command.lower()}" for command in listed[1].split()],
-    )
-    with seckill.Client(
-        host=own_server.host, port=own_server.port, username="shop", password="pw"
-    ) as client:
-        client.incr_inventory("inventory", 2**62)
-        client.update_inventory("lock", "inventory", -1)
-        assert client.acquire_lock("lock", 200) is True
-        assert client.acquire_lock("lock", 5000, 5000) is True
-        client.release_lock("lock")
-    assert int(own_server.redis().get("inventory")) == 2**62 - 1
-
-
 def test_each_case_of_the_guarantees_is_named_by_a_test():
     """By its docstring or its name: what is promised is tried."""
 

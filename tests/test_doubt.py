@@ -62,7 +62,8 @@ def test_a_server_that_refuses_after_a_lost_reply_leaves_the_outcome_unknown(
 ):
     observer = own_server.redis(db=1)
     observer.execute_command("ACL", "SETUSER", "shop", "on", ">pw", "~*", "&*", "+@all")
-    client = seckill.Client(relay.url, username="shop", password="pw", db=1)
+    url = f"redis://shop:pw@127.0.0.1:{relay.port}/1"
+    client = seckill.Client(url)
     client.incr_inventory("stock", 100)
 
     def reply(connection, data, on):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.acl import as_observer
 from support.programs import run
 
 pytestmark = pytest.mark.core
@@ -58,7 +59,7 @@ def test_a_lost_connection_does_not_end_a_program_that_has_sigpipe_at_its_defaul
 ):
     server = start_server()
     url = getattr(server, kind)
-    assert run(lose_the_connection_without_sigpipe, url, server.url).value is True
+    assert run(lose_the_connection_without_sigpipe, url, as_observer(server.url)).value is True
     assert server.redis().get("stock") == b"4"
 
 

@@ -33,8 +33,9 @@ def queue_up(url, name):
 
     import redis
     import seckill
+    from support.acl import as_observer
 
-    observer, client = redis.Redis.from_url(url), seckill.Client(url)
+    observer, client = redis.Redis.from_url(as_observer(url)), seckill.Client(url)
     threads = []
 
     def wait(who):

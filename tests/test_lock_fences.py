@@ -118,8 +118,9 @@ async def test_a_fence_grows_from_task_to_task(server, lock):
 def takes_turns(url, name, times):
     import redis
     import seckill
+    from support.acl import as_observer
 
-    observer = redis.Redis.from_url(url)
+    observer = redis.Redis.from_url(as_observer(url))
     lock = seckill.Lock(seckill.Client(url), name, timeout=60)
     print("ready", flush=True)
     observer.blpop("begin", 30)

@@ -19,9 +19,10 @@ pytestmark = pytest.mark.core
 
 def child_of_redis_py(url):
     import redis
+    from support.acl import as_observer
     from support.lock_plots import in_a_child, outcome
 
-    client = redis.Redis.from_url(url)
+    client = redis.Redis.from_url(as_observer(url))
     lock = client.lock("name", timeout=60)
     assert lock.acquire()
     told = in_a_child(lambda: [outcome(lock.owned), outcome(lock.extend, 600), client.ttl("name")])
@@ -42,9 +43,10 @@ def child_of_python_redis_lock(url):
 
     import redis
     import redis_lock
+    from support.acl import as_observer
     from support.lock_plots import in_a_child, outcome
 
-    client = redis.Redis.from_url(url)
+    client = redis.Redis.from_url(as_observer(url))
     lock = redis_lock.Lock(client, "name", expire=60, auto_renewal=True)
     assert lock.acquire()
     told = in_a_child(lambda: [threading.active_count(), outcome(lock.acquire)])

@@ -11,6 +11,7 @@ import pytest
 import redis
 import redis_lock
 import seckill
+from support import acl
 from support.clients import connected
 from support.lock_plots import (
     LEASE,
@@ -108,11 +109,11 @@ def read_only(observer):
 
 @contextlib.contextmanager
 def forbidden(observer):
-    observer.execute_command("ACL", "SETUSER", "default", "-@scripting")
+    observer.execute_command("ACL", "SETUSER", acl.USER, "-@scripting")
     try:
         yield
     finally:
-        observer.execute_command("ACL", "SETUSER", "default", "+@all")
+        observer.execute_command("ACL", "SETUSER", acl.USER, "+@scripting")
 
 
 @contextlib.contextmanager

@@ -223,9 +223,11 @@ def on_lost_that_hangs_and_one_that_raises(url):
 
     import redis
     import seckill
+    from support.acl import as_observer
     from support.threads import wait_until
 
-    client, observer, calls, over = seckill.Client(url), redis.Redis.from_url(url), [], []
+    client, observer = seckill.Client(url), redis.Redis.from_url(as_observer(url))
+    calls, over = [], []
 
     def hangs(lock):
         calls.append("hangs")
@@ -270,8 +272,10 @@ def python_redis_lock_under_a_held_gil(url, seconds):
 
     import redis
     import redis_lock
+    from support.acl import as_observer
 
-    lock = redis_lock.Lock(redis.Redis.from_url(url), "name", expire=1, auto_renewal=True)
+    client = redis.Redis.from_url(as_observer(url))
+    lock = redis_lock.Lock(client, "name", expire=1, auto_renewal=True)
     assert lock.acquire()
     print("held", flush=True)
     ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))  # a call that keeps the GIL

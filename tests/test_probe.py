@@ -15,7 +15,7 @@ from support.servers import Server
 
 @pytest.fixture
 def probe(server: Server) -> Probe:
-    return Probe(seckill.Client(server.url))
+    return Probe(seckill.Client(server.open_url))
 
 
 class TestReplies:
@@ -50,13 +50,13 @@ class TestReplies:
 
 
 def test_it_uses_the_settings_of_a_client(server: Server, key: str) -> None:
-    url = server.url.rpartition("/")[0] + "/5"
+    url = server.open_url.rpartition("/")[0] + "/5"
     Probe(seckill.Client(url)).ask("SET", key, "1", "PX", "60000")
     assert server.redis(db=5).get(key) == b"1"
 
 
 def test_without_an_answer_it_closes_within_the_socket_timeout(server: Server, key: str) -> None:
-    probe = Probe(seckill.Client(server.url, socket_timeout=0.2))
+    probe = Probe(seckill.Client(server.open_url, socket_timeout=0.2))
     with pytest.raises(seckill.ConnectionError, match="no answer within 200 ms"):
         probe.ask("BLPOP", key, "0")
     with pytest.raises(seckill.ConnectionError, match="closed"):
@@ -69,7 +69,7 @@ def test_a_connection_is_opened_within_its_time_out() -> None:
 
 
 def test_a_signal_handler_ends_the_wait(server: Server, key: str) -> None:
-    probe = Probe(seckill.Client(server.url, socket_timeout=100))
+    probe = Probe(seckill.Client(server.open_url, socket_timeout=100))
     threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         probe.ask("BLPOP", key, "0")

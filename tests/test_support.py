@@ -12,6 +12,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from support import old_script
+from support.acl import as_observer
 from support.programs import run, search_path
 from support.proxy import REPLY, REQUEST, Fault, SilentHost, random_faults
 from support.servers import BINARIES, KINDS
@@ -30,7 +31,7 @@ def test_every_kind_of_server_is_a_binary_of_its_own():
 
 def test_a_server_answers_on_its_port_and_on_its_unix_socket(server):
     assert server.redis().ping()
-    assert redis.Redis.from_url(server.unix_url).ping()
+    assert redis.Redis.from_url(as_observer(server.unix_url)).ping()
 
 
 def test_a_frozen_server_is_silent_and_a_thawed_one_answers(start_server):

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from support.acl import as_observer
 from support.lock_log import Diary, stride
 
 Life = Generator[Callable[[], Any], Any, None]
@@ -96,7 +97,7 @@ class Careless:
             def remaining(self) -> float:
                 return 60.0 if getattr(self.local, "token", None) else 0.0
 
-        self._client, self._class = redis.Redis.from_url(job.url), Lock
+        self._client, self._class = redis.Redis.from_url(as_observer(job.url)), Lock
 
     def lock(self, name: str, *, fair: bool, auto_renew: bool, max_hold: Any, **settings: Any):
         return self._class(self._client, name, **settings)

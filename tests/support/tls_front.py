@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Callable
 
+from support.acl import USER_INFO
 from support.certificates import Certificate
 
 
@@ -27,7 +28,8 @@ class TlsFront:
         set_up(self._context)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self.url = f"rediss://localhost:{self.port}?ssl_ca_certs={certificate.authority.file}"
+        place = f"{USER_INFO}localhost:{self.port}"
+        self.url = f"rediss://{place}?ssl_ca_certs={certificate.authority.file}"
         self._ends: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
