@@ -371,10 +371,12 @@ impl Cluster {
             state.slots = slots;
             self.version.fetch_add(1, Ordering::Release);
         }
-        let unused = |number: usize| !state.slots.iter().any(|slot| usize::from(*slot) == number);
-        let idle: Vec<_> = (0..state.nodes.len()).filter(|number| unused(*number)).collect();
-        let idle: Vec<_> =
-            idle.into_iter().map(|number| Arc::clone(&state.nodes[number].1)).collect();
+        let mut used = vec![false; state.nodes.len()];
+        for number in &state.slots {
+            used.get_mut(usize::from(*number)).into_iter().for_each(|used| *used = true);
+        }
+        let idle = state.nodes.iter().zip(used).filter(|(_, used)| !used);
+        let idle: Vec<_> = idle.map(|((_, lane), _)| Arc::clone(lane)).collect();
         let (placed, homeless) = std::mem::take(&mut state.steps)
             .into_iter()
             .partition(|step| state.lane(step.ask.recorded_under()).is_some());

@@ -260,6 +260,11 @@ impl Opening {
         // What the sentinels say names them already.
         let Some(address) = &self.address else { return trouble };
         match trouble {
+            // There are sentinels, and they know the service: it is no slip of the pen, and may be in the
+            // middle of a fail-over.
+            Trouble::Unreachable(why) if matches!(self.settings.place, Place::Sentinel(_)) => {
+                Trouble::NotReady(format!("cannot connect to {address}, the primary: {why}"))
+            }
             Trouble::Unreachable(why) => {
                 Trouble::Unreachable(format!("cannot connect to {address}: {why}"))
             }

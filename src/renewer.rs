@@ -31,6 +31,7 @@ use crate::client::Client;
 use crate::hold::{Hold, Phase, Tally};
 use crate::holdings::Owner;
 use crate::mailbox::{Mailbox, Ticket};
+use crate::safety::Safety;
 use crate::step::Extension;
 use crate::wish::{Acquisition, Outcome, Wish};
 
@@ -78,6 +79,8 @@ pub struct Entry {
     renew: bool,
     on_lost: Option<Arc<dyn Fn() + Send + Sync>>,
     lease: Duration,
+    /// How safe each renewal must be.
+    safety: Safety,
     /// When it is not renewed any more.
     until: Option<Instant>,
     /// Not before this: an attempt has just failed.
@@ -174,9 +177,11 @@ impl Entry {
         tally: &Arc<Tally>,
         hold: &Arc<Hold>,
         lease: Option<Duration>,
+        safety: Safety,
     ) -> Self {
         let now = Instant::now();
         Self {
+            safety,
             hold: Arc::downgrade(hold),
             client: Arc::clone(client),
             tally: Arc::clone(tally),
@@ -236,7 +241,8 @@ impl Entry {
         let ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX).max(1);
         let wish = Wish::Extend { of, ms, how: Extension::Reset };
         let time_out = ends.saturating_duration_since(now);
-        self.call = Some(Call::new(&self.client, wish, Some(time_out), OWNER, caller.clone()));
+        let call = Call::new(&self.client, wish, Some(time_out), OWNER, caller.clone());
+        self.call = Some(call.with_safety(self.safety));
     }
 
     /// Drives the call on, if there is one.

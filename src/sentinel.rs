@@ -129,9 +129,8 @@ impl Search {
             }
         }
         if unknown {
-            return Trouble::Refused(Error::Unreachable(format!(
-                "the sentinels watch no service with the name {name:?}"
-            )));
+            let words = format!("the sentinels watch no service with the name {name:?}");
+            return Trouble::Unreachable(words);
         }
         let failures = failures.join("; ");
         Trouble::Unreachable(format!("no sentinel says where {name:?} is: {failures}"))

@@ -1,13 +1,13 @@
 //! Where the server is and how long to wait for it: what a URL and keywords come to.
 
-use std::borrow::Cow;
+mod url;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
-use url::Url;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::login::Provider;
 use crate::safety::Safety;
@@ -104,7 +104,12 @@ impl Default for Settings {
     }
 }
 
-/// As a URL without the password: for reprs and messages.
+/// What needs no escape in a user name or a service's name; in a path neither does `/`.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const ESCAPED_IN_PATH: &AsciiSet = &ESCAPED.remove(b'/');
+
+/// As a URL without the passwords: for reprs and messages. One that was read from a URL leads to the
+/// same place when it is read again.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls.is_some() { "rediss" } else { "redis" };
@@ -117,15 +122,20 @@ impl fmt::Display for Settings {
         match (&self.username, &self.password) {
             (None, None) => {}
             (user, password) => {
-                f.write_str(user.as_deref().unwrap_or(""))?;
+                let user = user.as_deref().unwrap_or("");
+                write!(f, "{}", utf8_percent_encode(user, ESCAPED))?;
                 f.write_str(if password.is_some() { ":***@" } else { "@" })?;
             }
         }
         match &self.place {
             Place::Server(address @ Address::Tcp(..)) => write!(f, "{address}/{}", self.db),
-            Place::Server(address @ Address::Unix(_)) => write!(f, "{address}?db={}", self.db),
+            Place::Server(Address::Unix(path)) => {
+                let path = path.to_string_lossy();
+                write!(f, "{}?db={}", utf8_percent_encode(&path, ESCAPED_IN_PATH), self.db)
+            }
             Place::Sentinel(service) => {
-                write!(f, "{}/{}/{}", list(&service.sentinels), service.name, self.db)
+                let name = utf8_percent_encode(&service.name, ESCAPED);
+                write!(f, "{}/{name}/{}", list(&service.sentinels), self.db)
             }
             Place::Cluster(nodes) => write!(f, "{}/{}", list(nodes), self.db),
         }
@@ -148,147 +158,6 @@ impl fmt::Debug for Settings {
     }
 }
 
-impl Settings {
-    /// Puts what a URL says over what is there, as redis-py's `from_url` does with its keywords:
-    /// `?db=` wins over the path, the other parameters are keywords. An unknown scheme or parameter
-    /// is an error, not ignored. Whether to use TLS is for the URL to say; what was set about it
-    /// before counts if it does.
-    ///
-    /// The error says what is wrong and never holds the password.
-    pub fn read_url(&mut self, text: &str) -> Result<(), String> {
-        let text = with_host(text);
-        let url = Url::parse(&text).map_err(|error| format!("url is not a URL: {error}"))?;
-        match url.scheme() {
-            "redis" | "valkey" => {
-                self.place = Place::Server(tcp_address(&url)?);
-                self.tls = None;
-            }
-            "rediss" | "valkeys" => {
-                self.place = Place::Server(tcp_address(&url)?);
-                self.tls.get_or_insert_default();
-            }
-            "unix" => {
-                self.place = Place::Server(unix_address(&url)?);
-                self.tls = None;
-            }
-            "redis+sentinel" | "redis+cluster" => {
-                return Err(format!(
-                    "url: Sentinel and Cluster ({}://) are not supported by this version",
-                    url.scheme()
-                ));
-            }
-            other => {
-                return Err(format!(
-                    "url has the scheme {other}://, not one of redis:// rediss:// valkey:// valkeys:// unix://"
-                ));
-            }
-        }
-        if !url.username().is_empty() {
-            self.username = Some(decode(url.username(), "the user name")?);
-        }
-        if let Some(password) = url.password() {
-            self.password = Some(decode(password, "the password")?);
-        }
-        if let Place::Server(Address::Tcp(..)) = self.place {
-            let path = url.path().trim_start_matches('/');
-            if !path.is_empty() {
-                self.db = number(path, "the database in the path")?;
-            }
-        }
-        url.query_pairs().try_for_each(|(name, value)| self.parameter(&name, &value))?;
-        match &self.tls {
-            Some(tls) => tls.check().map_err(|why| format!("url: {why}")),
-            None => Ok(()),
-        }
-    }
-
-    fn parameter(&mut self, name: &str, value: &str) -> Result<(), String> {
-        match name {
-            "db" => self.db = number(value, "db")?,
-            "username" | "user" => self.username = Some(value.to_owned()),
-            "password" | "pass" => self.password = Some(value.to_owned()),
-            "client_name" => self.client_name = Some(value.to_owned()),
-            "timeout" => self.timeout = seconds(value, name)?,
-            "socket_timeout" => self.socket_timeout = seconds(value, name)?,
-            "socket_connect_timeout" => self.connect_timeout = Some(seconds(value, name)?),
-            // redis-py's own settings that mean nothing here.
-            "decode_responses"
-            | "encoding"
-            | "encoding_errors"
-            | "health_check_interval"
-            | "max_connections"
-            | "protocol"
-            | "retry_on_timeout"
-            | "socket_keepalive" => {}
-            _ => {
-                let known = match &mut self.tls {
-                    Some(tls) => tls.parameter(name, value)?,
-                    None if Tls::default().parameter(name, value).unwrap_or(true) => {
-                        return Err(format!("url: {name} needs rediss://"));
-                    }
-                    None => false,
-                };
-                if !known {
-                    return Err(format!("url has the unknown parameter {name:?}"));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn tcp_address(url: &Url) -> Result<Address, String> {
-    let host = match url.host_str() {
-        None | Some("") => "localhost".to_owned(),
-        Some(host) => decode(host.trim_start_matches('[').trim_end_matches(']'), "the host")?,
-    };
-    match url.port() {
-        Some(0) => Err("url: the port must be between 1 and 65535, not 0".to_owned()),
-        port => Ok(Address::Tcp(host, port.unwrap_or(6379))),
-    }
-}
-
-/// What stands for "no host" in the URL of a unix socket with credentials: `unix://user:pw@/path`
-/// is not a URL by the book, but what redis-py takes.
-const NO_HOST: &str = "no-host.invalid";
-
-fn with_host(text: &str) -> Cow<'_, str> {
-    let authority = text.strip_prefix("unix://").and_then(|rest| rest.split_once('/'));
-    match authority {
-        Some((user, path)) if user.ends_with('@') => {
-            format!("unix://{user}{NO_HOST}/{path}").into()
-        }
-        _ => text.into(),
-    }
-}
-
-fn unix_address(url: &Url) -> Result<Address, String> {
-    match url.host_str() {
-        None | Some("" | NO_HOST) => {}
-        Some(host) => {
-            return Err(format!(
-                "url: a unix socket has no host ({host}): unix:///path/to/redis.sock"
-            ));
-        }
-    }
-    let path = decode(url.path(), "the path")?;
-    if path.is_empty() {
-        return Err("url names no socket: unix:///path/to/redis.sock".to_owned());
-    }
-    Ok(Address::Unix(PathBuf::from(path)))
-}
-
-fn decode(text: &str, what: &str) -> Result<String, String> {
-    match percent_decode_str(text).decode_utf8() {
-        Ok(text) => Ok(text.into_owned()),
-        Err(_) => Err(format!("url: {what} is not UTF-8 when its %-escapes are decoded")),
-    }
-}
-
-fn number(text: &str, what: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("url: {what} must be a number, not {text:?}"))
-}
-
 /// Seconds that a time-out can be: enough for anything to happen in, and an end in sight.
 pub fn duration(seconds: f64, what: &str) -> Result<Duration, String> {
     if seconds.is_nan() || seconds <= 0.0 {
@@ -298,102 +167,4 @@ pub fn duration(seconds: f64, what: &str) -> Result<Duration, String> {
         return Err(format!("{what} must be between 0.001 s and a year, not {seconds}"));
     }
     Ok(Duration::from_secs_f64(seconds))
-}
-
-fn seconds(text: &str, what: &str) -> Result<Duration, String> {
-    let number = text.parse().map_err(|_| format!("{what} must be a number, not {text:?}"))?;
-    duration(number, what).map_err(|error| format!("url: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn try_to_read(url: &str) -> Result<Settings, String> {
-        let mut settings = Settings::default();
-        settings.read_url(url).map(|()| settings)
-    }
-
-    fn read(url: &str) -> Settings {
-        try_to_read(url).expect("a good URL")
-    }
-
-    #[test]
-    fn a_url_means_what_it_means_in_redis_py() {
-        let all = read("redis://al%40ice:p%2Fw@example.org:7000/3?socket_timeout=0.5");
-        assert_eq!(all.place, Place::Server(Address::Tcp("example.org".into(), 7000)));
-        assert_eq!((all.db, all.username.as_deref()), (3, Some("al@ice")));
-        assert_eq!(all.password.as_deref(), Some("p/w"));
-        assert_eq!(all.socket_timeout, Duration::from_millis(500));
-        assert_eq!(read("redis://").place, Place::Server(Address::Tcp("localhost".into(), 6379)));
-        assert_eq!(read("valkey://[::1]:1").place, Place::Server(Address::Tcp("::1".into(), 1)));
-        assert_eq!(read("redis://h/1?db=2").db, 2);
-        assert_eq!(read("redis://:pw@h").username, None);
-        let unix = read("unix://u:pw@/run/my%20redis.sock?db=4");
-        assert_eq!(unix.place, Place::Server(Address::Unix("/run/my redis.sock".into())));
-        assert_eq!((unix.db, unix.username.as_deref()), (4, Some("u")));
-    }
-
-    #[test]
-    fn the_scheme_says_whether_to_use_tls_and_parameters_say_how() {
-        let tls = |url: &str| read(url).tls;
-        assert!(tls("redis://h").is_none() && tls("unix:///s").is_none());
-        let plain = tls("rediss://h").expect("TLS");
-        assert!(plain.verify && plain.check_hostname && !plain.only_tls13);
-        assert!(plain == Tls::default() && tls("valkeys://h") == Some(plain));
-        let all = tls(
-            "rediss://h?ssl_ca_certs=/c%20a&ssl_certfile=/cert&ssl_keyfile=/key&ssl_cert_reqs=none\
-             &ssl_check_hostname=False&ssl_min_version=772",
-        );
-        let all = all.expect("TLS");
-        assert_eq!(all.ca_certs, Some("/c a".into()));
-        assert_eq!((all.certfile, all.keyfile), (Some("/cert".into()), Some("/key".into())));
-        assert!(!all.verify && !all.check_hostname && all.only_tls13);
-        let settings = read("rediss://u:pw@h:7000/3");
-        assert_eq!(settings.to_string(), "rediss://u:***@h:7000/3");
-    }
-
-    #[test]
-    fn what_cannot_be_meant_is_an_error_that_says_so() {
-        for (url, words) in [
-            ("localhost:6379", "scheme"),
-            ("http://localhost", "scheme"),
-            ("redis://h/one", "database in the path"),
-            ("redis://h?db=-1", "db must be a number"),
-            ("redis://h?socket_timeout=0", "socket_timeout must be more than 0"),
-            ("redis://h?sockettimeout=1", "unknown parameter \"sockettimeout\""),
-            ("redis://h?timeout=1e-9", "timeout must be between 0.001 s and a year"),
-            ("redis://h?timeout=nan", "timeout must be more than 0 s"),
-            ("redis://h:0", "port"),
-            ("redis://h?ssl_ca_certs=/ca", "ssl_ca_certs needs rediss://"),
-            ("rediss://h?ssl_ca_cert=/ca", "unknown parameter \"ssl_ca_cert\""),
-            ("rediss://h?ssl_ciphers=x", "ssl_ciphers is not supported"),
-            ("rediss://h?ssl_cert_reqs=no", "ssl_cert_reqs must be required, optional or none"),
-            ("rediss://h?ssl_check_hostname=", "ssl_check_hostname must be true or false"),
-            ("rediss://h?ssl_min_version=1.3", "ssl_min_version must be a number"),
-            ("rediss://h?ssl_keyfile=/key", "ssl_keyfile needs ssl_certfile"),
-            ("redis+cluster://h", "Cluster"),
-            ("unix://", "names no socket"),
-            ("unix://redis.sock", "no host"),
-            ("", "not a URL"),
-        ] {
-            let error = try_to_read(url).expect_err(url);
-            assert!(error.contains(words), "{url}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_password_is_never_shown() {
-        for url in [
-            "redis://u:sesame@h/0",
-            "redis://:sesame@h",
-            "unix://u:sesame@/x",
-            "redis://h?password=sesame",
-        ] {
-            let settings = read(url);
-            assert!(!format!("{settings} {settings:?}").contains("sesame"), "{url}");
-        }
-        let error = try_to_read("redis://u:sesame@h:port/").expect_err("a bad port");
-        assert!(!error.contains("sesame"), "{error}");
-    }
 }

@@ -277,7 +277,7 @@ pub fn excludes_tls12(version: i64) -> bool {
 }
 
 /// The words that redis-py takes for no, and what can be meant by yes.
-fn flag(name: &str, text: &str) -> Result<bool, String> {
+pub fn flag(name: &str, text: &str) -> Result<bool, String> {
     match text.to_ascii_uppercase().as_str() {
         "0" | "F" | "FALSE" | "N" | "NO" => Ok(false),
         "1" | "T" | "TRUE" | "Y" | "YES" => Ok(true),

@@ -138,6 +138,7 @@ def functions_of(tree, cls=None):
 
 STUB = ast.parse(Path(_core.__file__).with_name("_core.pyi").read_text("utf-8"))
 AIO = source(seckill.aio)
+CLIENT = source(seckill._client)
 
 
 def test_the_functions_are_annotated_the_same_in_the_same_order():
@@ -151,6 +152,7 @@ def test_the_functions_are_annotated_the_same_in_the_same_order():
 def test_the_methods_are_annotated_the_same_in_the_same_order():
     plain = functions_of(STUB, "CoreClient")
     awaited = functions_of(AIO, "Client")
+    assert awaited.pop("with_options") == functions_of(CLIENT, "Client")["with_options"]
     assert awaited == plain
     assert list(awaited) == list(plain)
 

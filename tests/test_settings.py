@@ -5,18 +5,14 @@ from __future__ import annotations
 import inspect
 import pickle
 import ssl
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
-import redis.asyncio
-import redis.sentinel
 import seckill
 import valkey
-import valkey.asyncio
-from seckill import _settings
+from seckill import _keywords
 from seckill._settings import resolve
 
 DEFAULT = {"url": "redis://localhost:6379/0"}
@@ -93,13 +89,13 @@ class TestKeywords:
     @pytest.mark.parametrize("theirs", [redis.Redis, valkey.Valkey])
     def test_of_redis_py_and_valkey_py_are_all_known(self, theirs: type) -> None:
         names = set(inspect.signature(theirs).parameters)
-        known = {*_settings.READ, *_settings.IDLE, *_settings.REFUSED}
-        assert names <= known | {*_settings.READ_WITH_TLS, *_settings.REFUSED_WITH_TLS}
+        known = {*_keywords.READ, *_keywords.IDLE, *_keywords.REFUSED}
+        assert names <= known | {*_keywords.READ_WITH_TLS, *_keywords.REFUSED_WITH_TLS}
 
     def test_that_tune_redis_py_have_no_effect(self) -> None:
-        idle: dict[str, object] = dict.fromkeys(_settings.IDLE, "anything")
+        idle: dict[str, object] = dict.fromkeys(_keywords.IDLE, "anything")
         assert resolve(None, idle) == DEFAULT
-        assert resolve(None, dict.fromkeys(_settings.REFUSED)) == DEFAULT
+        assert resolve(None, dict.fromkeys(_keywords.REFUSED)) == DEFAULT
 
     @pytest.mark.parametrize("said", [{}, {"ssl": False}, {"ssl": None}])
     def test_that_say_how_to_use_tls_have_no_effect_without_it(self, said: dict[str, bool]) -> None:
@@ -201,6 +197,84 @@ class TestKeywords:
             resolve(None, keywords)
 
 
+class TestTopology:
+    def test_of_sentinels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SECKILL_REDIS_URL", "redis://elsewhere")
+        sentinels = [("one", 26379), ["two", "26380"]]
+        assert resolve(None, {"sentinels": sentinels, "service_name": "m", "db": 1}) == {
+            "sentinels": [("one", 26379), ("two", 26380)],
+            "service_name": "m",
+            "db": 1,
+        }
+
+    def test_of_sentinels_to_be_talked_to_in_their_own_way(self) -> None:
+        theirs: dict[str, object] = {
+            "username": "u",
+            "password": b"p",
+            "ssl": True,
+            "ssl_ca_certs": Path("/ca.pem"),
+            "socket_timeout": 0.1,
+            "decode_responses": True,
+        }
+        place = {"sentinels": (("h", 1),), "service_name": "m"}
+        assert resolve(None, {**place, "sentinel_kwargs": theirs})["sentinel_kwargs"] == {
+            "username": "u",
+            "password": "p",
+            "ssl": True,
+            "ssl_ca_certs": "/ca.pem",
+        }
+        theirs["ssl"] = False
+        read = resolve(None, {**place, "ssl": True, "sentinel_kwargs": theirs})
+        assert read["sentinel_kwargs"] == {"username": "u", "password": "p"}
+        assert read["ssl"] is True
+
+    def test_of_a_cluster(self) -> None:
+        read = resolve(None, {"cluster": [("one", 7000), ("::1", 7001)], "password": "p"})
+        assert read == {"cluster": [("one", 7000), ("::1", 7001)], "password": "p"}
+
+    @pytest.mark.parametrize(
+        ("keywords", "error", "message"),
+        [
+            ({"sentinels": [("h", 1)]}, TypeError, "sentinels needs service_name"),
+            ({"service_name": "m"}, TypeError, "service_name needs sentinels"),
+            ({"sentinel_kwargs": {}}, TypeError, "sentinel_kwargs needs sentinels"),
+            (
+                {"host": "h", "cluster": [("h", 1)]},
+                TypeError,
+                "cluster cannot be given together with host",
+            ),
+            (
+                {"sentinels": [("h", 1)], "service_name": "m", "cluster": [("h", 1)]},
+                TypeError,
+                "cluster cannot be given together with sentinels",
+            ),
+            ({"cluster": []}, ValueError, "cluster must name one place at least"),
+            ({"cluster": "h:1"}, TypeError, r"cluster must be a list of \(host, port\), not str"),
+            ({"cluster": ["h:1"]}, TypeError, r"cluster must be a list of \(host, port\), not of"),
+            ({"cluster": [("h", 0)]}, ValueError, "cluster must be from 1 to 65535, not 0"),
+            ({"cluster": [(5, 1)]}, TypeError, "cluster must be a str, not int"),
+            ({"service_name": ""}, ValueError, "service_name must not be empty"),
+            ({"sentinel_kwargs": 5}, TypeError, "sentinel_kwargs must be a dict, not int"),
+            (
+                {"sentinel_kwargs": {"pasword": "p"}},
+                TypeError,
+                "sentinel_kwargs got an unexpected keyword argument 'pasword'",
+            ),
+            (
+                {"sentinel_kwargs": {"credential_provider": print}},
+                ValueError,
+                "sentinel_kwargs: credential_provider is not supported",
+            ),
+            ({"sentinel_kwargs": {"host": "h"}}, ValueError, "sentinel_kwargs: host is not supp"),
+        ],
+    )
+    def test_that_cannot_be_is_an_error(
+        self, keywords: dict[str, object], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=f"^{message}"):
+            resolve(None, keywords)
+
+
 class TestUrl:
     @pytest.mark.parametrize(
         "url",
@@ -210,6 +284,9 @@ class TestUrl:
             "valkey://u:p@h",
             "unix:///run/r.sock?db=1",
             "REDIS://h",
+            "redis+sentinel://u:p@h,h2:1/mymaster/1",
+            "valkeys+sentinel://h/mymaster",
+            "REDISS+cluster://h,h2",
         ],
     )
     def test_is_handed_on_as_it_is(self, url: str) -> None:
@@ -222,133 +299,41 @@ class TestUrl:
             "db": 1,
         }
 
-    @pytest.mark.parametrize("place", [{"host": "h"}, {"port": 1}, {"unix_socket_path": "/s"}])
+    @pytest.mark.parametrize(
+        "place",
+        [
+            {"host": "h"},
+            {"port": 1},
+            {"unix_socket_path": "/s"},
+            {"sentinels": [("h", 1)]},
+            {"service_name": "m"},
+            {"sentinel_kwargs": {}},
+            {"cluster": [("h", 1)]},
+        ],
+    )
     def test_is_not_joined_by_another_place(self, place: dict[str, object]) -> None:
         with pytest.raises(
             TypeError, match=f"{next(iter(place))} cannot be given together with a URL"
         ):
             resolve("redis://h", place)
 
-    @pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
-    def test_that_this_version_cannot_do(self, scheme: str) -> None:
-        with pytest.raises(ValueError, match=rf"{scheme.replace('+', '.')}:// is not supported"):
-            resolve(f"{scheme}://:secret@h", {})
-
     @pytest.mark.parametrize(
-        "url", ["", "localhost", "http://h", "localhost:6379", "redis:/h", "redis:h"]
+        "url",
+        ["", "localhost", "http://h", "localhost:6379", "redis:/h", "redis:h", "redis+proxy://h"],
     )
     def test_that_is_none(self, url: str) -> None:
         with pytest.raises(
             ValueError,
-            match="the URL must start with redis://, rediss://, valkey://, valkeys://, unix://",
+            match=r"the URL must start with redis://, rediss://, valkey://, valkeys://, unix://, "
+            r"redis\+sentinel://, redis\+cluster://",
         ):
             resolve(url, {})
 
     def test_never_shows_its_password(self) -> None:
-        for url in ("http://:secret@h", "redis+cluster://:secret@h", "secret"):
-            with pytest.raises(ValueError, match=r"URL|://") as caught:
-                resolve(url, {})
+        for url in ("http://:secret@h", "redis+cluster://:1/secret@h", "secret"):
+            with pytest.raises(ValueError, match=r"URL|url") as caught:
+                seckill.Client(url)
             assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "library",
-    [redis.Redis, redis.asyncio.Redis, valkey.Valkey, valkey.asyncio.Valkey],
-    ids=["redis-py", "redis-py asyncio", "valkey-py", "valkey-py asyncio"],
-)
-class TestInstance:
-    @pytest.mark.parametrize(
-        ("keywords", "settings"),
-        [
-            ({}, {"host": "localhost", "port": 6379, "db": 0}),
-            ({"host": "h", "port": 7000, "db": 2}, {"host": "h", "port": 7000, "db": 2}),
-            (
-                {"username": "u", "password": "p", "client_name": "shop", "decode_responses": True},
-                {
-                    "host": "localhost",
-                    "port": 6379,
-                    "db": 0,
-                    "username": "u",
-                    "password": "p",
-                    "client_name": "shop",
-                },
-            ),
-            ({"unix_socket_path": "/r.sock", "db": 1}, {"unix_socket_path": "/r.sock", "db": 1}),
-        ],
-    )
-    def test_is_read(
-        self,
-        library: type[redis.Redis],
-        keywords: dict[str, object],
-        settings: dict[str, object],
-    ) -> None:
-        waits = {"socket_timeout": 3, "socket_connect_timeout": 2}
-        read = resolve(library(**keywords, **waits), {})
-        if "unix_socket_path" in keywords:  # they keep it for TCP only
-            read.pop("socket_connect_timeout", None)
-            assert read == {**settings, "socket_timeout": 3.0}
-        else:
-            assert read == {**settings, "socket_timeout": 3.0, "socket_connect_timeout": 2.0}
-
-    def test_without_a_time_out_gets_ours(self, library: type[redis.Redis]) -> None:
-        client = library(socket_timeout=None, socket_connect_timeout=None)
-        assert not {"socket_timeout", "socket_connect_timeout"} & resolve(client, {}).keys()
-
-    def test_made_from_a_url(self, library: type[redis.Redis]) -> None:
-        client = library.from_url(
-            "redis://u:p@h:7000/2" if "redis" in library.__module__ else "valkey://u:p@h:7000/2"
-        )
-        read = resolve(client, {})
-        place = {"host": "h", "port": 7000, "db": 2, "username": "u", "password": "p"}
-        assert read.items() >= place.items()
-
-    def test_may_be_joined_by_keywords(self, library: type[redis.Redis]) -> None:
-        assert (
-            resolve(library(), {"db": 5, "timeout": 2}).items() >= {"db": 5, "timeout": 2.0}.items()
-        )
-
-    def test_with_a_bare_pool(self, library: type[redis.Redis]) -> None:
-        package = sys.modules[library.__module__.rpartition(".")[0]]
-        pool = package.ConnectionPool()
-        read = resolve(library(connection_pool=pool), {})
-        assert read["host"] == "localhost"
-
-    def test_with_tls(self, library: type[redis.Redis]) -> None:
-        read = resolve(library(ssl=True, ssl_ca_certs="/ca.pem", ssl_keyfile=None), {})
-        assert read.items() >= {"ssl": True, "ssl_ca_certs": "/ca.pem"}.items()
-        assert "ssl_keyfile" not in read
-        assert "ssl" not in resolve(library(), {})
-        scheme = "rediss" if "redis" in library.__module__ else "valkeys"
-        assert resolve(library.from_url(f"{scheme}://h"), {})["ssl"] is True
-
-    def test_with_tls_of_a_kind_that_cannot_be_had(self, library: type[redis.Redis]) -> None:
-        with pytest.raises(ValueError, match=r"^ssl_ciphers: .* not supported"):
-            resolve(library(ssl=True, ssl_ciphers="HIGH"), {})
-
-    def test_with_a_credential_provider(self, library: type[redis.Redis]) -> None:
-        provider = redis.UsernamePasswordCredentialProvider("u", "p")
-        read = resolve(library(credential_provider=provider), {})
-        assert read["credential_provider"] is provider
-
-
-class TestOtherSources:
-    def test_sentinel(self) -> None:
-        client = redis.sentinel.Sentinel([("localhost", 1)]).master_for("mymaster")
-        with pytest.raises(TypeError, match="Sentinel is not supported by this version"):
-            resolve(client, {})
-
-    def test_cluster(self) -> None:
-        client = object.__new__(redis.RedisCluster)  # its constructor wants to see a cluster
-        client.nodes_manager = None  # type: ignore[assignment]
-        with pytest.raises(TypeError, match="a cluster is not supported by this version"):
-            resolve(client, {})  # type: ignore[arg-type]
-
-    @pytest.mark.parametrize("source", [b"redis://h", 5, object(), {"host": "h"}, ("h", 1)])
-    def test_anything_else(self, source: object) -> None:
-        with pytest.raises(
-            TypeError, match=r"^source must be a URL, redis.Redis or valkey.Valkey, not"
-        ):
-            resolve(source, {})  # type: ignore[arg-type]
 
 
 class TestClient:
@@ -357,6 +342,43 @@ class TestClient:
         arrived = pickle.loads(pickle.dumps(client))
         assert type(arrived) is seckill.Client
         assert arrived.settings() == client.settings()
+
+    @pytest.mark.parametrize("make", [seckill.Client, seckill.aio.Client])
+    @pytest.mark.parametrize(
+        ("source", "shown"),
+        [
+            ("redis://:p@h/2", "redis://:***@h:6379/2"),
+            ("unix:///r%3F.sock", "unix:///r%3F.sock?db=0"),
+            (
+                "redis+sentinel://u:p@one,[::1]:7/m/1?sentinel_username=s&sentinel_password=q",
+                "redis+sentinel://u:***@one:26379,[::1]:7/m/1",
+            ),
+            (
+                "valkeys+sentinel://h/m?ssl_ca_certs=/ca&ssl_min_version=772&sentinel_password=q",
+                "rediss+sentinel://h:26379/m/0",
+            ),
+            ("rediss+cluster://:p@one,two:1?timeout=3", "rediss+cluster://:***@one:6379,two:1/0"),
+        ],
+    )
+    def test_from_a_url_travels_with_all_that_it_says(
+        self, make: Callable[[str], seckill.Client], source: str, shown: str
+    ) -> None:
+        client = make(source)
+        arrived = pickle.loads(pickle.dumps(client))
+        assert arrived.settings() == client.settings()
+        assert repr(arrived) == repr(client) == f"Client('{shown}')"
+
+    def test_tells_how_to_reach_the_sentinels(self) -> None:
+        url = "redis+sentinel://one,two:7/m?sentinel_username=s&sentinel_password=q"
+        settings = seckill.Client(url).settings()
+        assert settings["sentinels"] == [("one", 26379), ("two", 7)]
+        assert settings["service_name"] == "m"
+        assert settings["sentinel_kwargs"] == {"username": "s", "password": "q"}
+        tls = seckill.Client(url.replace("redis", "rediss") + "&ssl_ca_certs=/ca").settings()
+        theirs = tls["sentinel_kwargs"]
+        assert isinstance(theirs, dict)
+        assert theirs["ssl"] is True
+        assert theirs["ssl_ca_certs"] == tls["ssl_ca_certs"] == "/ca"
 
     def test_of_a_subclass_travels_as_such(self) -> None:
         arrived = pickle.loads(pickle.dumps(OfMine("redis://h:7000/2")))

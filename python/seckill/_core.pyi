@@ -1,8 +1,8 @@
 """The native module: the Rust core's edge to Python. Docstrings stand in the Rust code."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Protocol, SupportsIndex, TypeAlias, final
+from typing import Any, Protocol, SupportsIndex, TypeAlias, final
 
 from typing_extensions import Self, disjoint_base
 
@@ -72,6 +72,13 @@ class CoreClient:
         ssl_check_hostname: bool | None = None,
         ssl_min_version: int | None = None,
         credential_provider: object | None = None,
+        sentinels: Sequence[tuple[str, int]] | None = None,
+        service_name: str | None = None,
+        sentinel_kwargs: dict[str, Any] | None = None,
+        cluster: Sequence[tuple[str, int]] | None = None,
+        wait_replicas: int | None = None,
+        wait_aof: bool | None = None,
+        like: CoreClient | None = None,
     ) -> Self: ...
     def acquire_lock(
         self, lockname: _Name, acquire_time: _Milliseconds = 5000, time_out: _Milliseconds = 10000

@@ -40,7 +40,7 @@ class Lock(LockBase):
     here. It can also decorate a function, which then holds the lock whenever it runs.
 
     Args:
-        redis: where the lock is: a `seckill.Client`, a `redis.Redis` or `valkey.Valkey` (whose
+        redis: where the lock is: a `seckill.Client`, a client of redis-py or valkey-py (whose
             settings are read), a URL, or None for the default client.
         name: name of the lock, used verbatim as the key.
         timeout: the lease in seconds, after which the lock frees itself. None: never.

@@ -167,7 +167,7 @@ class LockBase:
         state = {name: value for name, value in vars(self).items() if name not in own}
         if isinstance(self.name, memoryview):
             state["name"] = native.name
-        if hasattr(self.redis, "connection_pool"):
+        if hasattr(self.redis, "connection_pool") or hasattr(self.redis, "nodes_manager"):
             state["redis"] = self._built[2]  # redis-py's cannot travel
         return _restore, (type(self), state)
 

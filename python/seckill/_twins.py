@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _AWAITED = re.compile(
     r"""\b(
-        (?:seckill|seckill\.Client\(\)|client)
+        (?:seckill|seckill\.Client\(\)|client|careful)
             \.(?:acquire_lock|release_lock|incr_inventory|update_inventory|close)
         | lock\.(?:acquire|release|extend|reacquire|locked|owned|ensure_held)
         | super\(\)\.do_(?:acquire|release|extend|reacquire)

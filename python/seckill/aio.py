@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from seckill import _client, _core
 from seckill._aio_lock import Lock
+from seckill._keywords import safety as _safety
 from seckill._settings import resolve
 from seckill._twins import twin_of as _twin_of
 
@@ -101,6 +102,15 @@ class Client:
         await _core.begin_update_inventory(
             self._core, lockname, key, change_num, acquire_time, time_out
         )
+
+    @_twin_of(_client.Client.with_options)
+    def with_options(
+        self, *, wait_replicas: int | None = None, wait_aof: bool | None = None
+    ) -> Self:
+        other = type(self).__new__(type(self))
+        options = _safety(wait_replicas, wait_aof)
+        other._core = _core.CoreClient(**options, like=self._core)  # type: ignore[arg-type]
+        return other
 
     @_twin_of(_core.CoreClient.close)
     async def close(self) -> None:

@@ -126,7 +126,7 @@ impl Call {
             return Some(self.refuse());
         };
         if let Some(Handle { tally, keep: Some(keep) }) = &terms.handle {
-            let entry = Entry::new(keep, &self.client, tally, &hold, terms.lease);
+            let entry = Entry::new(keep, &self.client, tally, &hold, terms.lease, self.safety);
             if let Err(error) = keep.renewer.watch(entry) {
                 let why = format!("no thread can be had to look after the lock: {error}");
                 return Some(self.fail(Error::Unreachable(why)));

@@ -28,9 +28,10 @@ pub fn begin(
     stay_if_ending(py);
     // First, for outside of a loop there is no task either.
     let bridge = Bridge::of_running_loop(py)?;
-    let client = match client {
-        Some(client) => client.get().client(),
-        None => default(py)?.get().client(),
+    let (client, safety) = if let Some(client) = client {
+        client.get().to_call()
+    } else {
+        default(py)?.get().to_call()
     };
     // To ask which task it is costs more than a sale, and matters only where locks are taken.
     let owner = match wish {
@@ -38,7 +39,8 @@ pub fn begin(
         _ if client.holds_locks() => owners::this_task_if_known(py)?,
         _ => owners::NOBODY,
     };
-    bridge.begin(py, |caller| Call::new(&client, wish, time_out, owner, caller))
+    let call = |caller| Call::new(&client, wish, time_out, owner, caller).with_safety(safety);
+    bridge.begin(py, call)
 }
 
 /// What `seckill.aio.acquire_lock` awaits.

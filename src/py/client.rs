@@ -8,17 +8,18 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::PyDict;
 
 use super::args::{self, Given};
+use super::place::{self, Pair, SentinelWords, TlsWords, Where};
 use super::{ending, errors, gate, login, owners};
 use crate::call::Call;
 use crate::caller::Caller;
 use crate::client::Client;
 use crate::fork;
 use crate::patrol::Patrol;
+use crate::safety::Safety;
 use crate::settings::{Address, Place, Settings, duration};
-use crate::tls::{Tls, excludes_tls12, verifies};
 use crate::wish::{Outcome, Wish};
 
 /// A client over one server; `seckill.Client` is its Python face.
@@ -26,8 +27,9 @@ use crate::wish::{Outcome, Wish};
 pub struct CoreClient {
     pub(super) settings: Settings,
     credential_provider: Option<Py<PyAny>>,
-    /// Only locked while attached to Python, where no other thread can be at a fork.
-    living: RwLock<Living>,
+    /// Shared with those that differ in what they want to be sure of. Only locked while attached to
+    /// Python, where no other thread can be at a fork.
+    living: Arc<RwLock<Living>>,
 }
 
 /// The core's client, and the generation of the process that it belongs to.
@@ -79,9 +81,25 @@ impl CoreClient {
         Arc::clone(&living.client)
     }
 
+    /// What a call is made with.
+    pub fn to_call(&self) -> (Arc<Client>, Safety) {
+        (self.client(), self.settings.safety)
+    }
+
+    /// The same client, for those who want to be sure of something else.
+    fn with_safety(&self, py: Python<'_>, replicas: Option<u32>, aof: Option<bool>) -> Self {
+        let Safety { replicas: as_many, aof: as_safe } = self.settings.safety;
+        let (replicas, aof) = (replicas.unwrap_or(as_many), aof.unwrap_or(as_safe));
+        Self {
+            settings: Settings { safety: Safety { replicas, aof }, ..self.settings.clone() },
+            credential_provider: self.credential_provider.as_ref().map(|it| it.clone_ref(py)),
+            living: Arc::clone(&self.living),
+        }
+    }
+
     /// Runs a call of the calling thread without the GIL; signal handlers run once a slice.
     pub fn run(&self, py: Python<'_>, wish: Wish, time_out: Option<Duration>) -> PyResult<Outcome> {
-        let client = self.client();
+        let (client, safety) = self.to_call();
         let owner = owners::this_thread();
         let mut raised = None;
         let result = py.detach(|| {
@@ -95,6 +113,7 @@ impl CoreClient {
             };
             gate::leave();
             let call = Call::new(&client, wish, time_out, owner, Caller::this_thread());
+            let call = call.with_safety(safety);
             let result = client.wait(call, &mut Patrol::new(&mut look));
             gate::enter();
             result
@@ -117,7 +136,9 @@ impl CoreClient {
     #[pyo3(signature = (*, url=None, host=None, port=None, unix_socket_path=None, db=None, username=None,
         password=None, client_name=None, timeout=None, socket_timeout=None, socket_connect_timeout=None,
         ssl=None, ssl_ca_certs=None, ssl_ca_path=None, ssl_ca_data=None, ssl_certfile=None, ssl_keyfile=None,
-        ssl_cert_reqs=None, ssl_check_hostname=None, ssl_min_version=None, credential_provider=None))]
+        ssl_cert_reqs=None, ssl_check_hostname=None, ssl_min_version=None, credential_provider=None,
+        sentinels=None, service_name=None, sentinel_kwargs=None, cluster=None, wait_replicas=None,
+        wait_aof=None, like=None))]
     // One for each keyword of Python's constructor.
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -139,18 +160,36 @@ impl CoreClient {
         ssl_ca_data: Option<Vec<u8>>,
         ssl_certfile: Option<PathBuf>,
         ssl_keyfile: Option<PathBuf>,
-        ssl_cert_reqs: Option<&str>,
+        ssl_cert_reqs: Option<String>,
         ssl_check_hostname: Option<bool>,
         ssl_min_version: Option<i64>,
         credential_provider: Option<Py<PyAny>>,
+        sentinels: Option<Vec<Pair>>,
+        service_name: Option<String>,
+        sentinel_kwargs: Option<SentinelWords>,
+        cluster: Option<Vec<Pair>>,
+        wait_replicas: Option<u32>,
+        wait_aof: Option<bool>,
+        like: Option<&Bound<'_, Self>>,
     ) -> PyResult<Self> {
-        let mut settings = Settings::default();
-        if let Some(path) = unix_socket_path {
-            settings.place = Place::Server(Address::Unix(path));
-        } else if host.is_some() || port.is_some() {
-            let host = host.unwrap_or_else(|| "localhost".to_owned());
-            settings.place = Place::Server(Address::Tcp(host, port.unwrap_or(6379)));
+        if let Some(like) = like {
+            return Ok(like.get().with_safety(py, wait_replicas, wait_aof));
         }
+        let mut settings = Settings::default();
+        let server = match (unix_socket_path, host, port) {
+            (Some(path), ..) => Some(Address::Unix(path)),
+            (None, None, None) => None,
+            (None, host, port) => {
+                let host = host.unwrap_or_else(|| "localhost".to_owned());
+                Some(Address::Tcp(host, port.unwrap_or(6379)))
+            }
+        };
+        let place = Where { server, sentinels, service_name, sentinel_kwargs, cluster }.place()?;
+        settings.place = place.unwrap_or(settings.place);
+        settings.safety = Safety {
+            replicas: wait_replicas.unwrap_or_default(),
+            aof: wait_aof.unwrap_or_default(),
+        };
         settings.db = db.unwrap_or(settings.db);
         settings.username = username;
         settings.password = password;
@@ -162,27 +201,25 @@ impl CoreClient {
         settings.socket_timeout =
             seconds(socket_timeout, "socket_timeout")?.unwrap_or(settings.socket_timeout);
         settings.connect_timeout = seconds(socket_connect_timeout, "socket_connect_timeout")?;
-        let tls = Tls {
+        let tls = TlsWords {
             ca_certs: ssl_ca_certs,
             ca_path: ssl_ca_path,
             ca_data: ssl_ca_data,
             certfile: ssl_certfile,
             keyfile: ssl_keyfile,
-            verify: ssl_cert_reqs.map_or(Ok(true), verifies).map_err(PyValueError::new_err)?,
-            check_hostname: ssl_check_hostname.unwrap_or(true),
-            only_tls13: ssl_min_version.is_some_and(excludes_tls12),
-            ..Tls::default()
+            cert_reqs: ssl_cert_reqs,
+            check_hostname: ssl_check_hostname,
+            min_version: ssl_min_version,
         };
         if let Some(url) = url {
-            settings.tls = Some(tls);
+            settings.tls = Some(tls.unchecked()?);
             settings.read_url(url).map_err(PyValueError::new_err)?;
             if ssl == Some(true) && settings.tls.is_none() {
                 let why = "ssl: the URL says that there is no TLS; rediss:// asks for it";
                 return Err(PyValueError::new_err(why));
             }
         } else if ssl == Some(true) && !matches!(settings.place, Place::Server(Address::Unix(_))) {
-            tls.check().map_err(PyValueError::new_err)?;
-            settings.tls = Some(tls);
+            settings.tls = Some(tls.tls()?);
         }
         if let Some(provider) = &credential_provider {
             if settings.username.is_some() || settings.password.is_some() {
@@ -191,7 +228,7 @@ impl CoreClient {
             }
             settings.provider = Some(login::provider(py, provider)?);
         }
-        let living = RwLock::new(Living::new(&settings));
+        let living = Arc::new(RwLock::new(Living::new(&settings)));
         Ok(Self { settings, credential_provider, living })
     }
 
@@ -289,16 +326,7 @@ impl CoreClient {
     fn settings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let settings = PyDict::new(py);
         let ours = &self.settings;
-        match &ours.place {
-            Place::Server(Address::Tcp(host, port)) => {
-                settings.set_item("host", host)?;
-                settings.set_item("port", port)?;
-            }
-            Place::Server(Address::Unix(path)) => {
-                settings.set_item("unix_socket_path", path.as_os_str())?;
-            }
-            Place::Sentinel(_) | Place::Cluster(_) => settings.set_item("url", ours.to_string())?,
-        }
+        place::tell(&ours.place, &settings)?;
         settings.set_item("db", ours.db)?;
         settings.set_item("username", ours.username.as_deref())?;
         settings.set_item("password", ours.password.as_deref())?;
@@ -307,25 +335,12 @@ impl CoreClient {
         settings.set_item("socket_timeout", ours.socket_timeout.as_secs_f64())?;
         let connect_timeout = ours.connect_timeout.map(|limit| limit.as_secs_f64());
         settings.set_item("socket_connect_timeout", connect_timeout)?;
+        settings.set_item("wait_replicas", ours.safety.replicas)?;
+        settings.set_item("wait_aof", ours.safety.aof)?;
         if let Some(provider) = &self.credential_provider {
             settings.set_item("credential_provider", provider)?;
         }
-        if let Some(tls) = &ours.tls {
-            settings.set_item("ssl", true)?;
-            for (name, path) in [
-                ("ssl_ca_certs", &tls.ca_certs),
-                ("ssl_ca_path", &tls.ca_path),
-                ("ssl_certfile", &tls.certfile),
-                ("ssl_keyfile", &tls.keyfile),
-            ] {
-                settings.set_item(name, path.as_ref().map(|path| path.as_os_str()))?;
-            }
-            let data = tls.ca_data.as_ref().map(|data| PyBytes::new(py, data));
-            settings.set_item("ssl_ca_data", data)?;
-            settings.set_item("ssl_cert_reqs", if tls.verify { "required" } else { "none" })?;
-            settings.set_item("ssl_check_hostname", tls.check_hostname)?;
-            settings.set_item("ssl_min_version", if tls.only_tls13 { 0x0304 } else { 0x0303 })?;
-        }
+        place::tell_tls(ours.tls.as_ref(), &settings)?;
         Ok(settings)
     }
 

@@ -20,6 +20,7 @@ mod login;
 mod outcome;
 mod owners;
 mod pending;
+mod place;
 mod portion;
 mod probe;
 
