@@ -107,7 +107,8 @@ pub enum Heard {
     WrongServer,
     /// The call was not run; it is for another node.
     Astray,
-    /// The call was not run: this server is the primary no more.
+    /// The call was not run, and will not be on this connection: the server is the primary no more, or
+    /// does not know us any more.
     Demoted(String),
 }
 
@@ -471,7 +472,7 @@ impl ScriptCall {
             return Heard::NotNow(format!("{code} {detail}"));
         }
         let wrong = code == "READONLY";
-        if wrong && follows != Follows::Nothing {
+        if is_outside(code, detail) || wrong && follows != Follows::Nothing {
             return Heard::Demoted(format!("{code} {detail}"));
         }
         // The server that refuses now may have applied an earlier copy.
@@ -491,6 +492,13 @@ impl ScriptCall {
         self.finish(&Reply::Failed(Error::OutcomeUnknown(words.to_owned())));
         Heard::WrongServer
     }
+}
+
+/// Whether the server says that this connection was not let in, or is not any more; on the next one user
+/// and password are told anew. It does not even read all that such a one has to say:
+/// `ERR Protocol error: unauthenticated multibulk length`.
+fn is_outside(code: &str, detail: &str) -> bool {
+    code == "NOAUTH" || detail.starts_with("Protocol error: unauthenticated")
 }
 
 /// Where an error of a cluster's node sends us: `MOVED 3999 127.0.0.1:6381`, `ASK ...`, `TRYAGAIN`.

@@ -19,9 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import redis
+from support import clusters, sentinels
 from support.aio import LOOPS, on_loop
+from support.clusters import Cluster
+from support.fake_sentinels import FakeSentinel
 from support.proxy import Faults, Proxy, none
 from support.relay import Relay
+from support.sentinels import Deployment
 from support.servers import ANY, KINDS, Server, missing_kinds
 
 
@@ -99,6 +103,71 @@ def own_server(start_server: Callable[..., Server], own_kind: str) -> Server:
 def observer(own_server: Server) -> redis.Redis:
     """A plain redis-py client on the private server."""
     return own_server.redis()
+
+
+# -- deployments -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared_deployments() -> Iterator[dict[str, Deployment]]:
+    deployments: dict[str, Deployment] = {}
+    yield deployments
+    for deployment in deployments.values():
+        deployment.stop()
+
+
+@pytest.fixture(params=KINDS)
+def deployment(
+    request: pytest.FixtureRequest, shared_deployments: dict[str, Deployment]
+) -> Deployment:
+    """Sentinels and the service that they watch, shared as `server` is: nothing ever fails over."""
+    kind = require(request.param)
+    if kind not in shared_deployments:
+        shared_deployments[kind] = Deployment(kind, down_after=sentinels.NEVER).start()
+    return shared_deployments[kind]
+
+
+@pytest.fixture
+def start_deployment() -> Iterator[Callable[..., Deployment]]:
+    """Start a private one, to torment: `start_deployment(kind=..., replicas=...)`."""
+    yield from sentinels.starter()
+
+
+@pytest.fixture
+def start_fake() -> Iterator[Callable[..., Any]]:
+    """Start a fake sentinel: `start_fake(where)`, or of another class: `fake=...`."""
+    fakes: list[FakeSentinel] = []
+
+    def start(*arguments: Any, fake: type[FakeSentinel] = FakeSentinel, **settings: Any) -> Any:
+        fakes.append(fake(*arguments, **settings))
+        return fakes[-1]
+
+    yield start
+    for fake in fakes:
+        fake.close()
+
+
+@pytest.fixture(scope="session")
+def shared_clusters() -> Iterator[dict[str, Cluster]]:
+    clusters: dict[str, Cluster] = {}
+    yield clusters
+    for cluster in clusters.values():
+        cluster.stop()
+
+
+@pytest.fixture(params=KINDS)
+def cluster(request: pytest.FixtureRequest, shared_clusters: dict[str, Cluster]) -> Cluster:
+    """Three primaries, shared as `server` is: no slot ever moves."""
+    kind = require(request.param)
+    if kind not in shared_clusters:
+        shared_clusters[kind] = Cluster(kind).start()
+    return shared_clusters[kind]
+
+
+@pytest.fixture
+def start_cluster() -> Iterator[Callable[..., Cluster]]:
+    """Start a private one, to change: `start_cluster(kind=..., replicas=...)`."""
+    yield from clusters.starter()
 
 
 @pytest.fixture

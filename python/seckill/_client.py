@@ -91,10 +91,10 @@ class Client(_core.CoreClient):
 
         Examples:
             >>> import seckill
-            >>> with seckill.embedded() as server, server.client() as client:
-            ...     client.incr_inventory("inventory", 10)
-            ...     careful = client.with_options(wait_replicas=0)
-            ...     careful.update_inventory("lockname", "inventory", -1)
+            >>> with seckill.embedded() as server:
+            ...     with seckill.Client(server.url) as client:
+            ...         careful = client.with_options(wait_replicas=0)
+            ...         careful.incr_inventory("inventory", 10)
         """
         options = _safety(wait_replicas, wait_aof)
         return _core.CoreClient.__new__(type(self), **options, like=self)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import random
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import redis
@@ -79,6 +81,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def lasting_port(second: int = 0) -> int:
+    """A port that stays free while its server is down: no outgoing connection is given it.
+
+    The one that is `second` further on is free as well.
+    """
+    for _ in range(1000):
+        port = random.randrange(11_000, 22_000)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            if second:
+                other.bind(("127.0.0.1", port + second))
+            return port
+    raise RuntimeError("there is no free port")
+
+
 def die_with_parent() -> Callable[[], None] | None:
     """Have the kernel end the server if this process is killed before it can do so itself."""
     if not sys.platform.startswith("linux"):
@@ -102,13 +119,16 @@ class Server:
         password: str | None = None,
         environment: dict[str, str] | None = None,
         certificate: Certificate | None = None,
+        port: int | None = None,
     ) -> None:
         binary = BINARIES[kind]()
         if binary is None:
             raise FileNotFoundError(f"no server of the kind {kind!r} is installed")
         self.kind = kind
         self.host = "127.0.0.1"
-        self.port = free_port()
+        # One that is given is known to others already: it stays.
+        self.port = port or free_port()
+        self._port_is_given = port is not None
         self.password = password
         # With a certificate it speaks TLS, too, at a port of its own.
         self.certificate = certificate
@@ -121,6 +141,7 @@ class Server:
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._observers: list[redis.Redis] = []
+        self._inquirer: redis.Redis | None = None
 
     def __repr__(self) -> str:
         state = f"pid {self._process.pid}" if self._process else "down"
@@ -169,6 +190,16 @@ class Server:
         self._observers.append(client)
         return client
 
+    def ask(self, *command: object) -> Any:
+        """The bare reply to a command, or None if there is none within a second or two."""
+        if self._inquirer is None:
+            self._inquirer = self.redis(protocol=2, driver_info=None, socket_timeout=2)
+            self._inquirer.response_callbacks.clear()
+        if self.is_running:
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
+                return self._inquirer.execute_command(*command)
+        return None
+
     # -- life ---------------------------------------------------------------------------------
 
     def start(self, *more_options: str, wait: bool = True) -> Server:
@@ -177,7 +208,8 @@ class Server:
             self._launch(more_options)
             if not wait or self._answers():
                 return self
-            if attempt < 2 and "in use" in self.log().lower():
+            in_use = "in use" in self.log().lower()
+            if attempt < 2 and in_use and not self._port_is_given:
                 self.port = free_port()  # somebody took the port between our look and its bind
                 self.tls_port = free_port() if self.certificate else 0
                 continue
@@ -202,17 +234,21 @@ class Server:
             *self._options,
             *more_options,
         )
-        configuration = self.directory / "server.conf"
-        configuration.write_text("\n".join(options) + "\n")
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._binary), str(configuration)],
+                [str(self._binary), *self._arguments(options)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(self._environment or {})},
                 preexec_fn=die_with_parent(),
             )
+
+    def _arguments(self, options: tuple[str, ...]) -> list[str]:
+        """Of the command line; what is not on it is in the file that it names."""
+        configuration = self.directory / "server.conf"
+        configuration.write_text("\n".join(options) + "\n")
+        return [str(configuration)]
 
     def _tls_options(self) -> list[str]:
         if self.certificate is None:
@@ -251,6 +287,10 @@ class Server:
 
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
 
     def stop(self) -> None:
         """End the process and remove what it wrote."""
