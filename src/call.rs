@@ -28,6 +28,7 @@ use self::acquiring::Acquiring;
 use self::apart::Apart;
 use crate::caller::Caller;
 use crate::client::Client;
+use crate::clock;
 use crate::combine::last_moment;
 use crate::error::{Error, Result};
 use crate::fork;
@@ -105,7 +106,7 @@ impl Call {
         owner: Owner,
         caller: Caller,
     ) -> Self {
-        let started = Instant::now();
+        let started = clock::now();
         let settings = client.settings();
         let endless = time_out == Some(FOR_EVER);
         let time_out = time_out.map_or(settings.timeout, |time_out| time_out.min(VERY_LONG));
@@ -163,7 +164,7 @@ impl Call {
                     if let Some(reply) = step.reply() {
                         let reply = reply.clone();
                         self.hear(reply)
-                    } else if Instant::now() < last_moment(step) {
+                    } else if clock::now() < last_moment(step) {
                         return Progress::Wait(last_moment(step));
                     } else {
                         let error = self.client.route.too_late(step);
@@ -196,7 +197,7 @@ impl Call {
                 None
             }
             Wish::Close => {
-                self.deadline = Instant::now() + self.client.settings().socket_timeout;
+                self.deadline = clock::now() + self.client.settings().socket_timeout;
                 self.stage = Stage::Closing;
                 None
             }
@@ -220,7 +221,7 @@ impl Call {
         let Some(Acquiring { turn: Some(turn), .. }) = self.acquiring.as_deref() else {
             return self.ask();
         };
-        let now = Instant::now();
+        let now = clock::now();
         let told = match &self.wish {
             Wish::Acquire { lock, .. } => {
                 self.client.route.ear(lock).and_then(|ear| ear.told(lock))
@@ -283,7 +284,7 @@ impl Call {
             Wish::Close => return None,
         };
         let deadline = if self.endless {
-            Instant::now() + self.client.settings().timeout
+            clock::now() + self.client.settings().timeout
         } else {
             self.deadline
         };
@@ -311,7 +312,7 @@ impl Call {
     }
 
     fn sleep(&mut self) -> Option<Progress> {
-        let now = Instant::now();
+        let now = clock::now();
         let again = self.acquiring.as_deref().and_then(|it| it.ask_again(self.patience));
         let waiter = self.waiter.as_mut()?;
         match waiter.look(now, self.patience, &self.caller) {
@@ -334,7 +335,7 @@ impl Call {
     }
 
     fn close(&self) -> Progress {
-        let now = Instant::now();
+        let now = clock::now();
         if now < self.deadline && !self.client.route.settled() {
             return Progress::Wait(now + CLOSING_LOOK);
         }
@@ -416,7 +417,7 @@ impl Call {
             Wish::Acquire { terms: Terms { lease: Some(lease), .. }, .. } => *lease,
             _ => settings.timeout,
         };
-        let until = Instant::now() + lease.min(settings.timeout) + settings.socket_timeout;
+        let until = clock::now() + lease.min(settings.timeout) + settings.socket_timeout;
         self.client.route.run_orphan(ask, until)
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::call::{Call, Progress};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::holdings::Holdings;
 use crate::patrol::Patrol;
@@ -64,9 +65,9 @@ impl Client {
             let asking = call.step();
             let led = asking.is_some_and(|step| self.route.lead(step, until));
             if !led && asking.is_none_or(|step| step.reply().is_none()) {
-                std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
+                std::thread::park_timeout(until.saturating_duration_since(clock::now()));
             }
-            if let Err(error) = patrol.pass(Instant::now()) {
+            if let Err(error) = patrol.pass(clock::now()) {
                 if error == Error::Interrupted {
                     interrupt(&mut call);
                 }
@@ -78,7 +79,7 @@ impl Client {
     /// Waits until all that nobody waits for is done, but not beyond `end`: before the process ends,
     /// and its threads with it.
     pub fn settle(&self, end: Instant) {
-        while !self.route.settled() && Instant::now() < end {
+        while !self.route.settled() && clock::now() < end {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -122,8 +123,8 @@ impl Drop for Client {
 #[cold]
 fn interrupt(call: &mut Call) {
     let Some(undoing) = call.abandon() else { return };
-    let end = Instant::now() + UNDO;
-    while undoing.wanted() && Instant::now() < end {
+    let end = clock::now() + UNDO;
+    while undoing.wanted() && clock::now() < end {
         std::thread::sleep(Duration::from_micros(200));
     }
 }

@@ -1,4 +1,7 @@
-//! Deadlines in the server's time.
+//! The time: ours, and deadlines in the server's.
+//!
+//! All of the core asks [`now`] and waits through here (`clippy.toml` sees to it), so that a simulation
+//! can take the place of the clock.
 //!
 //! A batch carries its deadline as a time of the *server's* clock, because it is the server that
 //! refuses to apply it later. What is known of that clock is one number: the offset from our
@@ -7,6 +10,52 @@
 //! *lower* bound of it: a deadline that is converted with it is never later than the caller's.
 
 use std::time::{Duration, Instant};
+
+/// Our time.
+#[inline]
+#[must_use]
+#[allow(clippy::disallowed_methods)]
+pub fn now() -> Instant {
+    #[cfg(test)]
+    if let Some(now) = crate::stage::now() {
+        return now;
+    }
+    Instant::now()
+}
+
+/// How long ago that was.
+#[inline]
+#[must_use]
+pub fn since(then: Instant) -> Duration {
+    now().saturating_duration_since(then)
+}
+
+/// Sleeps until then. False if it has not come all the same: in a simulation, whose time does not go
+/// on while somebody waits for it.
+#[allow(clippy::disallowed_methods)]
+pub fn sleep_until(then: Instant) -> bool {
+    let now = now();
+    if then <= now {
+        return true;
+    }
+    if waits_for_nothing(then) {
+        return false;
+    }
+    std::thread::sleep(then - now);
+    true
+}
+
+/// Whether there is a simulation, which is to know that somebody wants to look again by then.
+#[inline]
+pub fn waits_for_nothing(then: Instant) -> bool {
+    #[cfg(test)]
+    return crate::stage::looks_again(then);
+    #[cfg(not(test))]
+    {
+        let _ = then;
+        false
+    }
+}
 
 /// The server's clock, as far as its answers tell.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_back_is_believed() {
-        let start = Instant::now();
+        let start = now();
         let mut clock = ServerClock::new(5_000_000, start);
         clock.hear(1_000_000, start + 10 * MS, start + 11 * MS);
         assert_eq!(clock.at(start + 11 * MS), 1_000_000);
@@ -63,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_slow_answer_does_not_spoil_a_good_bound() {
-        let start = Instant::now();
+        let start = now();
         let mut clock = ServerClock::new(0, start);
         clock.hear(10_000, start + 10 * MS, start + 900 * MS);
         assert_eq!(clock.at(start + 900 * MS), 900_000);
@@ -73,7 +122,7 @@ mod tests {
         /// Whatever the delays on the way, a deadline in the server's time is never later than ours.
         #[test]
         fn the_bound_is_a_lower_bound(offset in 0i64..1_000_000_000, trips in proptest::collection::vec((0u64..5_000, 0u64..5_000, 0u64..5_000), 1..20)) {
-            let start = Instant::now();
+            let start = now();
             let mut at = start;
             let mut clock: Option<ServerClock> = None;
             for (pause, there, back) in trips {

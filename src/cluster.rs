@@ -25,6 +25,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::chain::Chain;
+use crate::clock;
 use crate::combine::Combiner;
 use crate::error::{Error, Result};
 use crate::lane::Lane;
@@ -35,6 +36,7 @@ use crate::session::Counts;
 use crate::settings::{Address, Place, Settings};
 use crate::slots::{Map, at};
 use crate::step::Step;
+use crate::thread;
 
 /// How many steps may wait for a map. Who comes when so many do is better told at once.
 const MOST: usize = 1 << 20;
@@ -90,7 +92,7 @@ impl State {
 
     /// The map may be out of date: it is looked up again, if that was not done a moment ago.
     fn doubt(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         let soon = self.looked.map_or(now, |looked| now.max(looked + FRESH));
         self.look = Some(self.look.map_or(soon, |look| look.min(soon)));
     }
@@ -232,7 +234,7 @@ impl Cluster {
             let rest = Duration::from_millis(1 << call.journey.hops.min(10)).min(LONGEST_REST);
             let rest = rest.mul_f64(1.0 - f64::from(random::below(1000)) / 2000.0);
             call.steps.iter().for_each(|step| step.moves_to(None));
-            state.calls.push((Instant::now() + rest, call));
+            state.calls.push((clock::now() + rest, call));
             self.call_scout(state);
         }
     }
@@ -279,11 +281,9 @@ impl Cluster {
             drop(state);
             scout.unpark();
         } else if let Some(me) = self.me.upgrade() {
-            let scout = std::thread::Builder::new()
-                .name("seckill-scout".to_owned())
-                .spawn(move || crate::scout::run(&me));
+            let scout = thread::start("seckill-scout", move || crate::scout::run(&me));
             match scout {
-                Ok(handle) => state.scout = Some(handle.thread().clone()),
+                Ok(thread) => state.scout = Some(thread),
                 Err(error) => self.note(format!("no thread can be started: {error}")),
             }
         }
@@ -365,7 +365,7 @@ impl Cluster {
             let number = self.node(&mut state, range.primary.clone());
             slots[usize::from(range.from)..=usize::from(range.to)].fill(number);
         }
-        let now = Instant::now();
+        let now = clock::now();
         (state.look, state.looked) = (None, Some(now));
         if state.slots != slots {
             state.slots = slots;

@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::cluster::Cluster;
 use crate::error::Result;
 use crate::inherited::OpenFd;
@@ -39,6 +40,7 @@ use crate::script_call::ScriptCall;
 use crate::session::{Advance, Counts, Session};
 use crate::settings::Settings;
 use crate::step::Step;
+use crate::thread;
 
 /// How long after the deadline, which is the server's limit for applying a step, its answer may be on
 /// its way back. A step that was never sent is not waited for.
@@ -220,7 +222,7 @@ impl Combiner {
                     if let Some(cluster) = self.cluster.as_ref().and_then(Weak::upgrade) {
                         session.astray().into_iter().for_each(|call| cluster.place(call));
                     }
-                    if Instant::now() >= until {
+                    if clock::now() >= until {
                         break;
                     }
                 }
@@ -321,11 +323,8 @@ impl Combiner {
             drop(queue);
             pilot.unpark();
         } else if let Some(me) = self.me.upgrade() {
-            let started = std::thread::Builder::new()
-                .name("seckill-pilot".to_owned())
-                .spawn(move || me.pilot());
-            match started {
-                Ok(handle) => queue.pilot.thread = Some(handle.thread().clone()),
+            match thread::start("seckill-pilot", move || me.pilot()) {
+                Ok(thread) => queue.pilot.thread = Some(thread),
                 // A thread that calls will take the steps along; else their time runs out.
                 Err(error) => {
                     queue.pilot.called = false;
@@ -338,7 +337,7 @@ impl Combiner {
     fn pilot(&self) {
         let mut called = true;
         loop {
-            let now = Instant::now();
+            let now = clock::now();
             let attentive = lock(&self.queue).pilot_looks(now);
             self.expire_orphans();
             let led = self.lead_with(None, now + SLICE, called);
@@ -350,9 +349,9 @@ impl Combiner {
             } else {
                 SLICE
             };
-            let since = Instant::now();
+            let since = clock::now();
             std::thread::park_timeout(nap);
-            called = since.elapsed() < nap;
+            called = clock::since(since) < nap;
             let idle = led && !called && !attentive && self.settled();
             if idle && lock(&self.queue).pilot_goes() {
                 return;
@@ -361,7 +360,7 @@ impl Combiner {
     }
 
     fn expire_orphans(&self) {
-        let now = Instant::now();
+        let now = clock::now();
         lock(&self.orphans).retain(|step| {
             let over = now >= last_moment(step);
             if over {

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use socket2::SockAddr;
 
-use crate::clock::ServerClock;
+use crate::clock::{self, ServerClock};
 use crate::dial::{Dialing, resolve};
 use crate::error::{Error, is_passing};
 use crate::inherited::OpenFd;
@@ -118,7 +118,7 @@ impl Opening {
             settings: Arc::clone(settings),
             open: Arc::clone(open),
             purpose,
-            end: Instant::now() + limit(settings),
+            end: clock::now() + limit(settings),
             address: None,
             stage: Stage::Impossible("there is no address".to_owned()),
         };
@@ -162,7 +162,7 @@ impl Opening {
                 Stage::Searching(search) => match search.advance(slice) {
                     Ok(Some(address)) => {
                         // The server gets the time of a server.
-                        self.end = Instant::now() + limit(&self.settings);
+                        self.end = clock::now() + limit(&self.settings);
                         self.go_to(address);
                         continue;
                     }
@@ -199,7 +199,7 @@ impl Opening {
             };
             match moved {
                 Ok(Some(stage)) => self.stage = stage,
-                Ok(None) if Instant::now() >= self.end => return Err(self.too_slow()),
+                Ok(None) if clock::now() >= self.end => return Err(self.too_slow()),
                 Ok(None) => return Ok(None),
                 Err(trouble) => return Err(self.at_the_address(trouble)),
             }
@@ -287,7 +287,7 @@ impl Drop for Opening {
 }
 
 fn told(answer: &Receiver<Told>, until: Instant) -> Result<Option<Login>, Trouble> {
-    match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
+    match answer.recv_timeout(until.saturating_duration_since(clock::now())) {
         Ok(Ok(login)) => Ok(Some(login)),
         Ok(Err(unknown)) => Err(Trouble::Refused(Error::NoLogin(unknown))),
         Err(RecvTimeoutError::Timeout) => Ok(None),
@@ -302,7 +302,7 @@ fn resolved(
     until: Instant,
     end: Instant,
 ) -> Result<Option<Stage>, Trouble> {
-    match answer.recv_timeout(until.saturating_duration_since(Instant::now())) {
+    match answer.recv_timeout(until.saturating_duration_since(clock::now())) {
         Ok(Ok(addresses)) => {
             let addresses = addresses.into_iter().map(SockAddr::from);
             Ok(Some(Stage::Connecting(Dialing::new(addresses, end))))
@@ -356,7 +356,7 @@ impl Greeting {
     ) -> Self {
         let expected = VecDeque::new();
         // Nobody asks for a sentinel's time.
-        let clock = (purpose == Purpose::Inquire).then(|| ServerClock::new(0, Instant::now()));
+        let clock = (purpose == Purpose::Inquire).then(|| ServerClock::new(0, clock::now()));
         let (listening, resp2) = (false, false);
         let mut greeting = Self { wire, login, expected, clock, purpose, listening, resp2, tcp };
         let mut hello = redis::cmd("HELLO");
@@ -470,7 +470,7 @@ impl Greeting {
                 return Err(Trouble::NotReady("it is no primary".to_owned()));
             }
             (Expect::Time, Value::Array(time)) => {
-                self.clock = micros(&time).map(|now| ServerClock::new(now, Instant::now()));
+                self.clock = micros(&time).map(|now| ServerClock::new(now, clock::now()));
             }
             _ => {}
         }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use socket2::{Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
+use crate::clock;
 use crate::inherited::OpenFd;
+use crate::thread;
 use crate::transport::Line;
 
 /// How often a unix socket with a full backlog is tried again.
@@ -25,7 +27,7 @@ pub fn resolve(host: String, port: u16) -> Receiver<io::Result<Vec<SocketAddr>>>
         let _ = answer.send(found);
     };
     // Without a thread the channel closes, which the receiver sees.
-    let _ = std::thread::Builder::new().name("seckill-resolve".to_owned()).spawn(look_up);
+    let _ = thread::start("seckill-resolve", look_up);
     receiver
 }
 
@@ -50,7 +52,7 @@ impl Dialing {
         loop {
             if let Some((line, end)) = self.current.take() {
                 match line.wait(PollFlags::OUT, until.min(end)) {
-                    Ok(false) if Instant::now() < end => {
+                    Ok(false) if clock::now() < end => {
                         self.current = Some((line, end));
                         return Ok(None);
                     }
@@ -71,11 +73,10 @@ impl Dialing {
                 // A unix socket whose backlog is full: there is nothing to wait for but time.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.addresses.push_front(address);
-                    let pause = until.saturating_duration_since(Instant::now()).min(BACKLOG_PAUSE);
-                    if pause.is_zero() {
+                    let now = clock::now();
+                    if until <= now || !clock::sleep_until(until.min(now + BACKLOG_PAUSE)) {
                         return Ok(None);
                     }
-                    std::thread::sleep(pause);
                 }
                 Err(error) => self.failed = Some(error),
             }
@@ -84,13 +85,17 @@ impl Dialing {
 
     /// The time of an address: an equal part for it and for each that comes after.
     fn share(&self) -> Instant {
-        let now = Instant::now();
+        let now = clock::now();
         let rest = u32::try_from(self.addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
         now + self.end.saturating_duration_since(now) / rest
     }
 }
 
 fn dial(address: &SockAddr, open: &Arc<OpenFd>) -> io::Result<Line> {
+    #[cfg(test)]
+    if let Some(dialed) = crate::stage::dial(address) {
+        return Line::new(dialed?, open);
+    }
     let tcp = !address.is_unix();
     let socket = Socket::new(address.domain(), Type::STREAM, tcp.then_some(Protocol::TCP))?;
     if tcp {
@@ -136,7 +141,7 @@ mod tests {
         let (_silent, _guests, first) = silent();
         let answers = TcpListener::bind("127.0.0.1:0").expect("a port");
         let second = answers.local_addr().expect("bound");
-        let end = Instant::now() + Duration::from_millis(400);
+        let end = clock::now() + Duration::from_millis(400);
         let addresses = [first, second].map(SockAddr::from);
         let mut dialing = Dialing::new(addresses, end);
         let line = dialing.advance(&Arc::default(), end).expect("the second lets us");
@@ -146,7 +151,7 @@ mod tests {
 
     #[test]
     fn when_no_address_is_left_the_last_failure_is_told() {
-        let end = Instant::now() + Duration::from_secs(1);
+        let end = clock::now() + Duration::from_secs(1);
         let error = |addresses: Vec<SockAddr>| {
             let dialed = Dialing::new(addresses, end).advance(&Arc::default(), end);
             dialed.map(|_| ()).expect_err("nobody there")

@@ -12,9 +12,11 @@ use redis::{PushKind, Value};
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Socket, Type};
 
+use crate::clock;
 use crate::connect::{Opening, Purpose};
 use crate::names::Name;
 use crate::script_call::redirect;
+use crate::thread;
 use crate::transport::{Line, Wire, wait_any};
 use crate::watch::{Board, Ear, State, Watch};
 
@@ -42,9 +44,7 @@ fn start(ear: &Arc<Ear>, board: &mut Board) -> io::Result<()> {
     let (ours, theirs) =
         (Line::new(ours, &ear.open_bell[0])?, Line::new(theirs, &ear.open_bell[1])?);
     let ear = Arc::clone(ear);
-    std::thread::Builder::new()
-        .name("seckill-ear".to_owned())
-        .spawn(move || listen(&ear, &ours))?;
+    thread::start("seckill-ear", move || listen(&ear, &ours))?;
     board.bell = Some(theirs);
     Ok(())
 }
@@ -72,7 +72,7 @@ struct Link {
 fn listen(ear: &Arc<Ear>, bell: &Line) {
     let mut idle_since = None;
     loop {
-        let began = Instant::now();
+        let began = clock::now();
         match attend(ear, bell, &mut idle_since) {
             Ok(()) => return,
             Err(_broken) => {
@@ -83,7 +83,7 @@ fn listen(ear: &Arc<Ear>, bell: &Line) {
             }
         }
         // One that has worked for a while is replaced at once.
-        if began.elapsed() < HEARTBEAT && pause(ear, bell, &mut idle_since) {
+        if clock::since(began) < HEARTBEAT && pause(ear, bell, &mut idle_since) {
             return;
         }
     }
@@ -91,8 +91,8 @@ fn listen(ear: &Arc<Ear>, bell: &Line) {
 
 /// Lets the time pass in which there is nobody to listen to. True when the thread shall end.
 fn pause(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> bool {
-    let end = Instant::now() + DEAF_FOR;
-    while Instant::now() < end {
+    let end = clock::now() + DEAF_FOR;
+    while clock::now() < end {
         if leave(ear, idle_since) {
             return true;
         }
@@ -108,11 +108,11 @@ fn pause(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> bool {
 /// all others from here on.
 fn leave(ear: &Ear, idle_since: &mut Option<Instant>) -> bool {
     let mut board = ear.board();
-    let idle = board.watches.is_empty().then(|| *idle_since.get_or_insert_with(Instant::now));
+    let idle = board.watches.is_empty().then(|| *idle_since.get_or_insert_with(clock::now));
     if idle.is_none() {
         *idle_since = None;
     }
-    let over = board.closing || idle.is_some_and(|since| since.elapsed() >= LINGER);
+    let over = board.closing || idle.is_some_and(|since| clock::since(since) >= LINGER);
     if over {
         board.bell = None;
         board.closing = false;
@@ -130,7 +130,7 @@ fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Resul
         if leave(ear, idle_since) {
             return Ok(());
         }
-        match opening.advance(Instant::now() + HEARTBEAT) {
+        match opening.advance(clock::now() + HEARTBEAT) {
             Ok(Some(opened)) => break opened,
             Ok(None) => {}
             Err(trouble) => return Err(io::Error::other(format!("{trouble:?}"))),
@@ -139,7 +139,7 @@ fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Resul
     if !opened.listening {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let heartbeat = Instant::now() + HEARTBEAT;
+    let heartbeat = clock::now() + HEARTBEAT;
     let mut link = Link { wire: opened.wire, asked: VecDeque::new(), since: None, heartbeat };
     for watch in ear.board().watches.values_mut().filter(|watch| watch.state == State::Deaf) {
         watch.state = State::Wanted;
@@ -158,10 +158,10 @@ fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Resul
         let _ready_or_over = wait_any(&mut fds, until)?;
         // Empties it; that it was empty is no error.
         let _ = bell.socket().read(&mut [0; 64]);
-        while let Some(value) = link.wire.receive(Instant::now())? {
+        while let Some(value) = link.wire.receive(clock::now())? {
             link.hear(ear, value)?;
         }
-        if silence.is_some_and(|silence| link.since.is_some() && Instant::now() >= silence) {
+        if silence.is_some_and(|silence| link.since.is_some() && clock::now() >= silence) {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }
@@ -170,7 +170,7 @@ fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Resul
 impl Link {
     /// Asks about every watch that wants it; once a heartbeat about all.
     fn ask(&mut self, ear: &Ear) -> io::Result<()> {
-        let now = Instant::now();
+        let now = clock::now();
         let all = now >= self.heartbeat && self.asked.is_empty();
         if now >= self.heartbeat {
             self.heartbeat = now + HEARTBEAT;
@@ -204,7 +204,7 @@ impl Link {
             return Ok(());
         }
         let question = self.asked.pop_front();
-        self.since = (!self.asked.is_empty()).then(Instant::now);
+        self.since = (!self.asked.is_empty()).then(clock::now);
         let mut board = ear.board();
         match (question, value) {
             (Some(Question::Exists(name)), Value::Int(found)) => {
@@ -219,7 +219,7 @@ impl Link {
             (Some(Question::Pttl(name)), Value::Int(left)) => {
                 if let Some(watch) = board.watches.get_mut(&name) {
                     let left = u64::try_from(left).ok().map(|ms| Duration::from_millis(ms + 1));
-                    let ends = left.and_then(|left| Instant::now().checked_add(left));
+                    let ends = left.and_then(|left| clock::now().checked_add(left));
                     if watch.state == State::Listening {
                         watch.ends = ends;
                         watch.rouse();

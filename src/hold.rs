@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
+use crate::clock;
 use crate::fork;
 use crate::names::Name;
 use crate::step::Token;
@@ -205,7 +206,7 @@ impl Hold {
     /// The server is about to be asked to set the end, or to add to what is left.
     pub fn change(&self, by: Duration, adds: bool) -> Change {
         let mut state = self.state();
-        let (asked, before) = (Instant::now(), state.ends);
+        let (asked, before) = (clock::now(), state.ends);
         state.mixed = state.changes > 0;
         state.changes += 1;
         if state.changes == 1 {
@@ -306,7 +307,7 @@ mod tests {
 
     #[test]
     fn it_is_provably_held_until_its_end_and_lost_after() {
-        let (now, tally) = (Instant::now(), Arc::default());
+        let (now, tally) = (clock::now(), Arc::default());
         let ending = hold(Some(now + SECOND), &tally);
         assert_eq!((ending.remaining(now), ending.is_lost(now)), (SECOND, false));
         let after = now + SECOND;
@@ -321,7 +322,7 @@ mod tests {
 
     #[test]
     fn who_leaves_relies_on_nothing_and_has_lost_nothing() {
-        let (now, tally) = (Instant::now(), Arc::default());
+        let (now, tally) = (clock::now(), Arc::default());
         let leaving = hold(Some(now + SECOND), &tally);
         leaving.leave();
         assert_eq!(leaving.remaining(now), Duration::ZERO);
@@ -371,7 +372,7 @@ mod tests {
         /// Whatever is under way, unanswered, or answered out of order.
         #[test]
         fn the_server_never_ends_it_before_we_do(events in proptest::collection::vec(event(), 1..60)) {
-            let (begun, tally) = (Instant::now(), Arc::default());
+            let (begun, tally) = (clock::now(), Arc::default());
             // Far enough away that no time passes to speak of.
             let scale = Duration::from_mins(1);
             let mut server = begun + 50 * scale;
@@ -386,7 +387,7 @@ mod tests {
                     Event::Run(index) if index < asked.len() => {
                         let it = &mut asked[index];
                         if it.left.is_none() {
-                            let now = Instant::now();
+                            let now = clock::now();
                             server = if it.adds { server + it.by } else { now + it.by };
                             it.left = Some(server - now);
                         }

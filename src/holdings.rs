@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
+use crate::clock;
 use crate::hold::Hold;
 use crate::names::Name;
 use crate::step::Right;
@@ -132,7 +133,7 @@ impl Holdings {
         };
         let held: Vec<_> = table.by_name.get(lock)?.iter().filter_map(of_table).collect();
         let own = held.iter().find(|(whose, _)| *whose == owner);
-        let now = Instant::now();
+        let now = clock::now();
         let newest = || held.iter().rev().find(|(_, hold)| !hold.is_lost(now));
         own.or_else(newest).map(|(_, hold)| Arc::clone(hold))
     }
@@ -165,7 +166,7 @@ impl Table {
         if self.count < self.sweep_at.max(KEPT) {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         self.by_name.retain(|_, held| {
             held.retain(|holding| !holding.is_stale(now));
             !held.is_empty()
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_release_is_about_the_owners_own_acquisition_even_when_its_lease_has_ended() {
-        let (holdings, now) = (Holdings::default(), Instant::now());
+        let (holdings, now) = (Holdings::default(), clock::now());
         holdings.add(1, &hold("lock", "one", now), false);
         holdings.add(2, &hold("lock", "two", now + Duration::from_mins(1)), false);
         assert_eq!(to_release(&holdings, 1), Some(token("one")));
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_a_handle_holds_is_its_own_to_release_and_the_owners_only_right() {
-        let (holdings, now) = (Holdings::default(), Instant::now());
+        let (holdings, now) = (Holdings::default(), clock::now());
         let (outer, inner) = (hold("lock", "outer", now), hold("lock", "inner", now));
         holdings.add(1, &outer, true);
         assert_eq!(to_release(&holdings, 1), None);
@@ -227,7 +228,7 @@ mod tests {
 
     #[test]
     fn locks_that_are_never_released_do_not_fill_the_memory() {
-        let (holdings, now) = (Holdings::default(), Instant::now());
+        let (holdings, now) = (Holdings::default(), clock::now());
         holdings.add(1, &hold("alive", "alive", now + Duration::from_mins(10)), false);
         for order in 0..5 * KEPT {
             holdings.add(1, &hold(&format!("order:{order}"), "ended", now), false);

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use redis::Value;
 
+use crate::clock;
 use crate::connect::{Opening, Purpose, Trouble};
 use crate::settings::Settings;
 use crate::transport::Wire;
@@ -41,7 +42,7 @@ impl Inquiry {
                     for command in &self.question {
                         command.write_packed_command(opened.wire.out());
                     }
-                    let end = Instant::now() + self.settings.socket_timeout;
+                    let end = clock::now() + self.settings.socket_timeout;
                     self.stage = Stage::Asked { wire: opened.wire, replies: Vec::new(), end };
                 }
                 Stage::Asked { wire, replies, end } => {
@@ -58,7 +59,7 @@ impl Inquiry {
                     if replies.len() == self.question.len() {
                         return Ok(Some(std::mem::take(replies)));
                     }
-                    if Instant::now() >= *end {
+                    if clock::now() >= *end {
                         let limit = self.settings.socket_timeout.as_millis();
                         let words = format!("no answer within {limit} ms");
                         return Err(Trouble::Unreachable(words));

@@ -53,6 +53,12 @@ mod chain;
 mod clock;
 mod inherited;
 mod random;
+mod thread;
+
+// Where a simulation takes the place of time, randomness, threads and network.
+#[cfg(test)]
+mod stage;
 
 #[cfg(feature = "python")]
+#[allow(clippy::disallowed_methods)] // It measures its own work.
 mod py;

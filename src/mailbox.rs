@@ -144,9 +144,10 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     fn rings(mailbox: &Mailbox) -> bool {
-        mailbox.watched.wait(PollFlags::IN, Instant::now()).expect("alive")
+        mailbox.watched.wait(PollFlags::IN, clock::now()).expect("alive")
     }
 
     #[test]

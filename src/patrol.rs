@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::fork;
 
@@ -23,7 +24,7 @@ pub struct Patrol<'a> {
 impl<'a> Patrol<'a> {
     /// A patrol that runs `look` once a slice; its `false` ends the wait.
     pub fn new(look: &'a mut dyn FnMut() -> bool) -> Self {
-        Self { look, generation: fork::generation(), next: Instant::now() + SLICE }
+        Self { look, generation: fork::generation(), next: clock::now() + SLICE }
     }
 
     /// When a wait that began by `now` has to end for the next look.
@@ -45,7 +46,7 @@ impl<'a> Patrol<'a> {
         if fork::generation() != self.generation {
             return Err(Error::Forked);
         }
-        self.next = Instant::now() + SLICE;
+        self.next = clock::now() + SLICE;
         if go_on { Ok(()) } else { Err(Error::Interrupted) }
     }
 }

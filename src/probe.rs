@@ -6,11 +6,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use redis::Value;
 use socket2::{SockAddr, SockRef};
 
+use crate::clock;
 use crate::connect::{Opening, Purpose, Trouble};
 use crate::error::{Error, Result};
 use crate::fork;
@@ -36,7 +36,7 @@ impl Probe {
         let opened = loop {
             match opening.advance(patrol.next()) {
                 Ok(Some(opened)) => break opened,
-                Ok(None) => patrol.pass(Instant::now())?,
+                Ok(None) => patrol.pass(clock::now())?,
                 Err(Trouble::Refused(error)) => return Err(error),
                 Err(Trouble::Unreachable(why) | Trouble::NotReady(why)) => {
                     return Err(Error::Unreachable(why));
@@ -60,7 +60,7 @@ impl Probe {
             return Err(Error::Unreachable("the connection is closed".to_owned()));
         };
         command.write_packed_command(wire.out());
-        let end = Instant::now() + self.settings.socket_timeout;
+        let end = clock::now() + self.settings.socket_timeout;
         let broken = |error: std::io::Error| Error::OutcomeUnknown(error.to_string());
         loop {
             let slice = patrol.next().min(end);
@@ -73,7 +73,7 @@ impl Probe {
                 }
                 None => {}
             }
-            let now = Instant::now();
+            let now = clock::now();
             if now >= end {
                 let limit = self.settings.socket_timeout.as_millis();
                 return Err(Error::OutcomeUnknown(format!("no answer within {limit} ms")));

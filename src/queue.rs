@@ -22,6 +22,7 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
+use crate::clock;
 use crate::combine::Combiner;
 use crate::error::{Error, Result};
 use crate::names::Name;
@@ -139,7 +140,7 @@ impl Queue {
             let take = self.steps.len().min(TAKE);
             room.extend(self.steps.drain(..take));
             if take >= CROWD {
-                self.crowd = Some(Instant::now());
+                self.crowd = Some(clock::now());
             }
         }
         self.taken = waiting + room.len();

@@ -28,11 +28,13 @@ use slab::Slab;
 use crate::call::{Call, Progress};
 use crate::caller::Caller;
 use crate::client::Client;
+use crate::clock;
 use crate::hold::{Hold, Phase, Tally};
 use crate::holdings::Owner;
 use crate::mailbox::{Mailbox, Ticket};
 use crate::safety::Safety;
 use crate::step::Extension;
+use crate::thread;
 use crate::wish::{Acquisition, Outcome, Wish};
 
 /// How long the thread stays when there is nothing to look after.
@@ -105,7 +107,7 @@ impl Renewer {
         if state.mailbox.is_none() {
             let mailbox = Arc::new(Mailbox::new()?);
             let (theirs, me) = (Arc::clone(&mailbox), Weak::clone(&self.me));
-            std::thread::Builder::new().name("seckill-renew".to_owned()).spawn(move || {
+            thread::start("seckill-renew", move || {
                 if let Some(renewer) = me.upgrade() {
                     renewer.work(&theirs);
                 }
@@ -126,7 +128,7 @@ impl Renewer {
         let mut tickets = Vec::new();
         let mut idle_since = None;
         loop {
-            let now = Instant::now();
+            let now = clock::now();
             for entry in std::mem::take(&mut self.state().arrived) {
                 tickets.push(entries.insert(entry));
             }
@@ -179,7 +181,7 @@ impl Entry {
         lease: Option<Duration>,
         safety: Safety,
     ) -> Self {
-        let now = Instant::now();
+        let now = clock::now();
         Self {
             safety,
             hold: Arc::downgrade(hold),
@@ -212,7 +214,7 @@ impl Entry {
                     return Some(due.min(ends));
                 }
                 self.ask(&hold, now, ends, caller);
-                self.hear(&hold, Instant::now());
+                self.hear(&hold, clock::now());
                 let again = if self.call.is_some() { ends } else { self.not_before };
                 Some(again.min(ends).max(now + Duration::from_millis(1)))
             }

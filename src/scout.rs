@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::cluster::{Cluster, Task};
 use crate::connect::{Purpose, Trouble};
 use crate::error::Error;
@@ -29,29 +30,41 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// The thread's work.
 pub fn run(cluster: &Arc<Cluster>) {
-    let mut search: Option<Search> = None;
-    let mut failures = 0;
+    let mut scout = Scout::default();
     loop {
-        let now = Instant::now();
-        let task = cluster.task(now);
-        if search.is_none() && matches!(task, Task::LookUp) {
-            search = Some(Search::begin(cluster));
-        }
-        if let Some(asking) = &mut search {
-            let Some(found) = asking.advance(now + SLICE) else { continue };
-            search = None;
-            failures = conclude(cluster, found, failures);
-            continue;
-        }
-        let nap = match task {
-            Task::Rest(until) => until.saturating_duration_since(now),
-            Task::LookUp | Task::Nothing => LINGER,
+        let now = clock::now();
+        let (rest, idle) = match scout.look(cluster, now) {
+            None => continue,
+            Some(Task::Rest(until)) => (until.saturating_duration_since(now), false),
+            Some(Task::LookUp | Task::Nothing) => (LINGER, true),
         };
-        std::thread::park_timeout(nap);
-        let idle = matches!(task, Task::Nothing) && now.elapsed() >= LINGER;
-        if idle && cluster.scout_goes() {
+        std::thread::park_timeout(rest);
+        if idle && clock::since(now) >= LINGER && cluster.scout_goes() {
             return;
         }
+    }
+}
+
+/// What the thread remembers.
+#[derive(Default)]
+pub struct Scout {
+    search: Option<Search>,
+    failures: u32,
+}
+
+impl Scout {
+    /// Does what there is to do. What is to be done after that, but not at once; none while it searches.
+    pub fn look(&mut self, cluster: &Cluster, now: Instant) -> Option<Task> {
+        let task = cluster.task(now);
+        if self.search.is_none() && matches!(task, Task::LookUp) {
+            self.search = Some(Search::begin(cluster));
+        }
+        let Some(asking) = &mut self.search else { return Some(task) };
+        if let Some(found) = asking.advance(now + SLICE) {
+            self.search = None;
+            self.failures = conclude(cluster, found, self.failures);
+        }
+        None
     }
 }
 
@@ -74,7 +87,7 @@ fn conclude(cluster: &Cluster, found: Result<Map, Trouble>, failures: u32) -> u3
     };
     let pause =
         crate::session::backoff(failures + 1, crate::session::longest_pause(&cluster.settings));
-    cluster.not_found(why, Instant::now() + pause);
+    cluster.not_found(why, clock::now() + pause);
     failures + 1
 }
 
@@ -95,7 +108,7 @@ impl Search {
             settings: Arc::clone(&cluster.settings),
             candidates: cluster.candidates().into(),
             asked: Vec::new(),
-            last: Instant::now(),
+            last: clock::now(),
             doubtful: None,
             failed: None,
         }
@@ -104,7 +117,7 @@ impl Search {
     /// Moves on, until there is a map, or nobody is left to ask. `None` when `until` is over first.
     fn advance(&mut self, until: Instant) -> Option<Result<Map, Trouble>> {
         loop {
-            let now = Instant::now();
+            let now = clock::now();
             if (self.asked.is_empty() || now >= self.last + STAGGER)
                 && let Some(address) = self.candidates.pop_front()
             {
@@ -126,12 +139,10 @@ impl Search {
                 let failed = self.failed.take().unwrap_or_else(nobody);
                 return Some(self.doubtful.take().ok_or(failed));
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = until.saturating_duration_since(clock::now());
+            let nap = if self.asked.is_empty() { Duration::ZERO } else { left.min(LOOK) };
+            if left.is_zero() || !clock::sleep_until(clock::now() + nap) {
                 return None;
-            }
-            if !self.asked.is_empty() {
-                std::thread::sleep(left.min(LOOK));
             }
         }
     }

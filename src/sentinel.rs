@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use crate::clock;
 use crate::connect::{Purpose, Trouble};
 use crate::error::Error;
 use crate::inquiry::Inquiry;
@@ -79,18 +80,17 @@ impl Search {
     /// Moves on. `None` when `until` is over first.
     pub fn advance(&mut self, until: Instant) -> Result<Option<Address>, Trouble> {
         loop {
-            let now = Instant::now();
+            let now = clock::now();
             for asked in &mut self.asked {
                 asked.advance(now);
             }
             if let Some(verdict) = self.verdict(now) {
                 return verdict.map(Some);
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = until.saturating_duration_since(clock::now());
+            if left.is_zero() || !clock::sleep_until(clock::now() + left.min(LOOK)) {
                 return Ok(None);
             }
-            std::thread::sleep(left.min(LOOK));
         }
     }
 

@@ -30,7 +30,7 @@ use redis::Value;
 
 use crate::batch::{Batch, Expected, Heeded, Packed};
 use crate::caller::Caller;
-use crate::clock::ServerClock;
+use crate::clock::{self, ServerClock};
 use crate::cluster::Cluster;
 use crate::connect::{Opening, Purpose, Trouble};
 use crate::error::Error;
@@ -148,7 +148,7 @@ impl Session {
             batch: None,
             late: Vec::new(),
             astray: Vec::new(),
-            link: Link::Down { until: Instant::now() },
+            link: Link::Down { until: clock::now() },
             failures: 0,
         }
     }
@@ -202,7 +202,7 @@ impl Session {
     pub fn gather(&mut self, guests: Vec<ScriptCall>) -> bool {
         debug_assert!(self.batch.is_none());
         let (id, number) = (&self.id, self.number + 1);
-        let batch = Batch::gather(id, number, guests, &mut self.backlog, Instant::now());
+        let batch = Batch::gather(id, number, guests, &mut self.backlog, clock::now());
         if batch.calls() == 0 {
             return false;
         }
@@ -237,7 +237,7 @@ impl Session {
     /// Closes the connection, unless it is in use.
     pub fn disconnect(&mut self) {
         if self.batch.is_none() {
-            self.link = Link::Down { until: Instant::now() };
+            self.link = Link::Down { until: clock::now() };
         }
     }
 
@@ -288,13 +288,13 @@ impl Session {
                         }
                         self.batch = None;
                         if wrong_server {
-                            self.link = Link::Down { until: Instant::now() };
+                            self.link = Link::Down { until: clock::now() };
                         }
                         return Advance::Done(std::mem::take(&mut self.late));
                     }
                     Ok(Moved::NotNow(why)) => {
                         let pause = backoff(self.failures, longest_pause(&self.settings));
-                        up.pause = Some(Instant::now() + pause);
+                        up.pause = Some(clock::now() + pause);
                         self.failures += 1;
                         self.note(why);
                         self.look_again();
@@ -346,7 +346,7 @@ impl Session {
             self.counts.asked_again.fetch_add(1, Ordering::Relaxed);
         }
         let pause = backoff(self.failures, longest_pause(&self.settings));
-        self.link = Link::Down { until: Instant::now() + pause };
+        self.link = Link::Down { until: clock::now() + pause };
         self.failures += 1;
         self.look_again();
     }
@@ -356,7 +356,7 @@ impl Session {
     }
 
     fn hopeless(&mut self, error: Error) -> Advance {
-        self.link = Link::Down { until: Instant::now() };
+        self.link = Link::Down { until: clock::now() };
         if let Some(mut batch) = self.batch.take() {
             batch.fail(&error);
         }
@@ -372,7 +372,7 @@ impl Session {
         self.batch = None;
         // Nor does a connection that is being opened go on by itself: its time would run out.
         if matches!(&self.link, Link::Opening(_) | Link::Up(Up { flight: Some(_), .. })) {
-            self.link = Link::Down { until: Instant::now() };
+            self.link = Link::Down { until: clock::now() };
         }
         Advance::Done(std::mem::take(&mut self.late))
     }
@@ -419,7 +419,7 @@ impl Up {
                 } else {
                     None
                 };
-                let received = Instant::now();
+                let received = clock::now();
                 match reply {
                     None | Some(Value::Push { .. }) if received >= flight.end => {
                         let waited = received - flight.sent;
@@ -458,7 +458,7 @@ fn send(
     counts: &Counts,
     socket_timeout: Duration,
 ) -> Flight {
-    let sent = Instant::now();
+    let sent = clock::now();
     let Packed { expected, patience } = batch.pack(sent, socket_timeout, clock, wire.out());
     // None, when all callers have left meanwhile.
     counts.batches.fetch_add(u64::from(!expected.is_empty()), Ordering::Relaxed);
@@ -520,9 +520,5 @@ pub fn backoff(failures: u32, most: Duration) -> Duration {
 
 /// Sleeps to the end of a pause: true, or to the end of the slice, if that comes first: false.
 fn sleep(pause: Instant, until: Instant) -> bool {
-    let now = Instant::now();
-    if pause > now {
-        std::thread::sleep(pause.min(until).saturating_duration_since(now));
-    }
-    pause <= until
+    clock::sleep_until(pause.min(until)) && pause <= until
 }

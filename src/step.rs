@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
+use crate::clock;
 use crate::combine::Combiner;
 use crate::error::Error;
 use crate::names::Name;
@@ -277,7 +278,7 @@ impl Step {
 
     /// The caller goes away without a reply. True when the step may have been done, or may yet be.
     pub fn leave(&self) -> bool {
-        let _ = self.left.set(Instant::now());
+        let _ = self.left.set(clock::now());
         self.fate.fetch_or(LEFT, Ordering::AcqRel) & SENT != 0
     }
 

@@ -23,6 +23,7 @@ use redis::{Parser, Value};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 
+use crate::clock;
 use crate::inherited::OpenFd;
 use crate::tls::Secured;
 
@@ -72,9 +73,10 @@ impl Drop for Line {
 /// Polls until one descriptor is ready (true) or `until` is over (false).
 pub fn wait_any(fds: &mut [PollFd<'_>], until: Instant) -> io::Result<bool> {
     loop {
-        let left = until.saturating_duration_since(Instant::now());
+        let left = until.saturating_duration_since(clock::now());
         // Rounded up to a microsecond, so that a wait never ends a moment too early and spins.
         let left = left.saturating_add(Duration::from_micros(1));
+        let left = if clock::waits_for_nothing(until) { Duration::ZERO } else { left };
         let timeout = Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
@@ -83,7 +85,7 @@ pub fn wait_any(fds: &mut [PollFd<'_>], until: Instant) -> io::Result<bool> {
             Ok(0) => return Ok(false),
             Ok(_) => return Ok(true),
             // A signal: the caller's slice is short, and its own check runs after it.
-            Err(rustix::io::Errno::INTR) if Instant::now() < until => {}
+            Err(rustix::io::Errno::INTR) if clock::now() < until => {}
             Err(rustix::io::Errno::INTR) => return Ok(false),
             Err(errno) => return Err(errno.into()),
         }
@@ -237,7 +239,7 @@ impl Read for Patient<'_> {
             match read {
                 Ok(count) => {
                     if let Some(started) = started {
-                        self.pace.note(started.elapsed());
+                        self.pace.note(clock::since(started));
                     }
                     self.taken += count;
                     if self.taken > LONGEST_REPLY {
@@ -247,12 +249,12 @@ impl Read for Patient<'_> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let now = Instant::now();
+                    let now = clock::now();
                     let began = *started.get_or_insert(now);
                     if now >= self.until {
                         return Err(error);
                     }
-                    if now - began < spin {
+                    if now - began < spin && !clock::waits_for_nothing(self.until) {
                         std::thread::yield_now();
                     } else if !self.line.wait(PollFlags::IN, self.until)? {
                         return Err(io::ErrorKind::WouldBlock.into());
@@ -338,7 +340,7 @@ mod tests {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
         let line = Line::new(ours.into(), &Arc::default()).expect("non-blocking");
         let mut wire = Wire::new(line, None);
-        let soon = || Instant::now() + Duration::from_millis(20);
+        let soon = || clock::now() + Duration::from_millis(20);
         theirs.write_all(b"$5\r\nhe").expect("room");
         assert_eq!(wire.receive(soon()).expect("alive"), None);
         theirs.write_all(b"llo\r\n:7\r\n").expect("room");

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
+use crate::clock;
 use crate::fork;
 use crate::names::Name;
 use crate::patrol::SLICE;
@@ -145,7 +146,7 @@ impl Place {
     /// Whether the server's last word was that the lock is held, and it has not fallen silent since,
     /// nor has whoever is to ask it.
     pub fn lock_is_held(&self, told: Option<Instant>) -> bool {
-        let now = Instant::now();
+        let now = clock::now();
         self.look(|queue| queue.held && !queue.is_stuck(told, now)).unwrap_or(false)
     }
 
@@ -158,7 +159,7 @@ impl Place {
     /// was in front then; and who asks past the queue does not count.
     pub fn asks(&self) {
         if self.is_first() {
-            let now = Instant::now();
+            let now = clock::now();
             self.look(|queue| {
                 queue.asked = Some(now);
                 queue.asking.get_or_insert(now);
@@ -190,7 +191,7 @@ impl Drop for Place {
         }
         // The first steps up, and the second begins to look at what the first does.
         if before == Some(0) {
-            queue.stepped_up = Some(Instant::now());
+            queue.stepped_up = Some(clock::now());
         }
         if before.is_some() {
             queue.waiting.values().take(2).for_each(Caller::wake);
@@ -224,7 +225,7 @@ mod tests {
         let (turnstile, lock) = (Arc::new(Turnstile::default()), name("lock"));
         let join = || turnstile.join(&lock, &Caller::Nobody, true).expect("a place");
         let (first, second, third) = (join(), join(), join());
-        let (now, end) = (Instant::now(), Instant::now() + Duration::from_mins(1));
+        let (now, end) = (clock::now(), clock::now() + Duration::from_mins(1));
         assert_eq!(first.standing(now, end, None), Standing::Turn);
         assert_eq!(second.standing(now, end, None), Standing::Turn);
         assert!(matches!(third.standing(now, end, None), Standing::Wait(_)));
@@ -245,7 +246,7 @@ mod tests {
         let join = || turnstile.join(&lock, &Caller::Nobody, false).expect("a place");
         let (first, second) = (join(), join());
         first.asks();
-        let asked = Instant::now();
+        let asked = clock::now();
         first.hears(true, Some(asked + Duration::from_mins(1)));
         assert_eq!(second.standing(asked, asked, None), Standing::Held);
         let told = asked.checked_sub(Duration::from_millis(1));

@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
+use crate::clock;
 use crate::fork;
 use crate::inherited::OpenFd;
 use crate::names::Name;
@@ -88,7 +89,7 @@ impl Watch {
     /// Something happened to the lock: everybody who sleeps tries again.
     pub(crate) fn tell(&mut self) {
         self.news += 1;
-        self.told = Some(Instant::now());
+        self.told = Some(clock::now());
         self.ends = None;
         if self.state != State::Deaf {
             self.state = State::Idle;
@@ -202,7 +203,7 @@ impl Waiter {
             watch.news
         });
         self.tries += 1;
-        let pause = Instant::now() + self.pause();
+        let pause = clock::now() + self.pause();
         self.nap = Some(Nap { held_until, pause, number: None });
     }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::caller::Caller;
+use crate::clock;
 use crate::script_call::{MOST_RUNS, cause, refusal};
 use crate::step::{Ask, Extension, Right};
 
@@ -18,7 +19,7 @@ fn update(key: &str, change: i64, right: Right) -> Arc<Step> {
 }
 
 fn step(ask: Ask) -> Arc<Step> {
-    step_until(ask, Instant::now() + Duration::from_mins(1))
+    step_until(ask, clock::now() + Duration::from_mins(1))
 }
 
 fn step_until(ask: Ask, deadline: Instant) -> Arc<Step> {
@@ -26,7 +27,7 @@ fn step_until(ask: Ask, deadline: Instant) -> Arc<Step> {
 }
 
 fn gather(backlog: &mut VecDeque<Arc<Step>>) -> Batch {
-    Batch::gather(&"session".into(), 1, Vec::new(), backlog, Instant::now())
+    Batch::gather(&"session".into(), 1, Vec::new(), backlog, clock::now())
 }
 
 /// What `scripts/stock.lua` answers, in the plainest words.
@@ -45,7 +46,7 @@ fn answer(stock: &mut i64, runs: &[(i64, usize)]) -> String {
 
 fn hear(batch: &mut Batch, index: usize, answer: &str) -> (Heard, Vec<Arc<Step>>) {
     let mut late = Vec::new();
-    let now = Instant::now();
+    let now = clock::now();
     let mut clock = ServerClock::new(0, now);
     let reply = Value::BulkString(format!("1 0 {answer}").into_bytes());
     let heeded = Heeded { reply, sent: now, received: now };
@@ -168,7 +169,7 @@ fn who_has_left_or_is_out_of_time_is_not_taken_along() {
     let (gone, here) = (update("a", -1, Right::Free), update("a", -1, Right::Free));
     gone.leave();
     let ask = Ask::Incr { key: name("a"), change: 1 };
-    let over = step_until(ask, Instant::now());
+    let over = step_until(ask, clock::now());
     let mut queue = VecDeque::from([gone, here, over]);
     let batch = gather(&mut queue);
     assert_eq!((batch.steps(), queue.len()), (1, 0));
@@ -178,7 +179,7 @@ fn who_has_left_or_is_out_of_time_is_not_taken_along() {
 fn what_was_not_run_and_left_is_not_sent_for_the_sake_of_a_batch_in_doubt() {
     let (left, other) = (update("a", -1, Right::Free), update("b", -1, Right::Free));
     let mut batch = gather(&mut VecDeque::from([Arc::clone(&left), other]));
-    let (now, mut out, mut late) = (Instant::now(), Vec::new(), Vec::new());
+    let (now, mut out, mut late) = (clock::now(), Vec::new(), Vec::new());
     let mut clock = ServerClock::new(0, now);
     assert_eq!(
         batch.pack(now, Duration::from_secs(1), &clock, &mut out).expected,
@@ -206,7 +207,7 @@ fn what_was_not_run_and_left_is_not_sent_for_the_sake_of_a_batch_in_doubt() {
 /// The deadline of a batch with a step until each of these, on a server whose time begins now. The
 /// first caller leaves, no answer comes, and a second later the batch is asked for again.
 fn deadline_of(ends: [Duration; 2], patience: Duration) -> i64 {
-    let now = Instant::now();
+    let now = clock::now();
     let ask = Ask::Incr { key: name("a"), change: 1 };
     let steps = ends.map(|end| step_until(ask.clone(), now + end));
     let mut batch = gather(&mut VecDeque::from(steps.clone()));
@@ -229,7 +230,7 @@ fn what_was_not_sent_when_its_caller_left_never_is() {
     let alone = update("b", -1, Right::Free);
     let mut batch = gather(&mut steps.iter().chain([&alone]).cloned().collect());
     assert!(!steps[2].leave() && !alone.leave(), "nothing is under way");
-    let (now, mut out) = (Instant::now(), Vec::new());
+    let (now, mut out) = (clock::now(), Vec::new());
     let clock = ServerClock::new(0, now);
     assert_eq!(
         batch.pack(now, Duration::from_secs(1), &clock, &mut out).expected,

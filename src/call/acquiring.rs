@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::clock;
 use crate::hold::{Hold, Tally, provable_end};
 use crate::names::Name;
 use crate::random;
@@ -74,7 +75,7 @@ impl Acquiring {
 
     /// What to ask the server for. Who does not wait takes no place in the queue.
     pub fn ask(&mut self, lock: &Name, terms: &Terms) -> Ask {
-        (self.asked, self.behind) = (Instant::now(), None);
+        (self.asked, self.behind) = (clock::now(), None);
         self.turn.iter().for_each(Place::asks);
         let waits = matches!(self.place, Spot::Wanted | Spot::Known);
         let place = QueuePlace { arrived: self.began, waits, fair: terms.fair };
@@ -115,7 +116,7 @@ impl Acquiring {
         if self.place == Spot::Known {
             self.place = Spot::Wanted;
         }
-        let late = terms.lease.is_some_and(|lease| self.asked.elapsed() >= lease);
+        let late = terms.lease.is_some_and(|lease| clock::since(self.asked) >= lease);
         if late && !self.renewed && !self.chosen {
             self.renewed = true;
             return None;
@@ -132,7 +133,7 @@ impl Acquiring {
         let Some(handle) = &terms.handle else { return };
         let tally = &handle.tally;
         Tally::add(if acquired { &tally.acquired } else { &tally.refused });
-        let waited = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let waited = u64::try_from(clock::since(self.began).as_micros()).unwrap_or(u64::MAX);
         tally.waited.fetch_add(waited, Ordering::Relaxed);
     }
 

@@ -13,9 +13,9 @@
 //! not given back: its lease ends it.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::{Call, Progress, release};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::hold::{Hold, Tally};
 use crate::step::Right;
@@ -142,7 +142,7 @@ impl Apart {
         let unsent = matches!(result, Err(Error::Unreachable(_)));
         self.outcome = Some(result);
         let hold = self.hold.clone()?;
-        if !self.taken && unsent && hold.ends().is_some_and(|ends| ends <= Instant::now()) {
+        if !self.taken && unsent && hold.ends().is_some_and(|ends| ends <= clock::now()) {
             self.outcome = Some(Err(Error::LockLost { lock: Arc::clone(lock) }));
         }
         if !self.taken || unknown {
@@ -176,7 +176,7 @@ fn take(outer: &Call) -> Option<Wish> {
 impl Call {
     /// A part of this call, in what is left of its time.
     fn part(&self, wish: Wish) -> Call {
-        let left = self.patience.saturating_duration_since(Instant::now());
+        let left = self.patience.saturating_duration_since(clock::now());
         // Nobody, so that what is held meanwhile is not taken for the caller's own.
         let part = Call::new(&self.client, wish, Some(left), 0, self.caller.clone());
         part.with_safety(self.safety)

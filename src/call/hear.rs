@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Call, Progress, Stage};
+use crate::clock;
 use crate::error::{Error, Result};
 use crate::hold::{Changed, Hold};
 use crate::names::{Name, place_key};
@@ -120,7 +121,7 @@ impl Call {
         let Wish::Acquire { lock, terms } = &self.wish else { return None };
         let acquiring = self.acquiring.as_deref_mut()?;
         let Some(hold) = acquiring.grant(lock, terms, fence) else {
-            if Instant::now() < self.deadline {
+            if clock::now() < self.deadline {
                 return self.ask();
             }
             return Some(self.refuse());
