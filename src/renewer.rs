@@ -43,6 +43,10 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How long it sleeps at the most.
 const LONGEST_NAP: Duration = Duration::from_mins(1);
 
+/// How much sooner than wanted a lease may end: it is asked for in whole milliseconds, and a server
+/// may end it in the last of them (see `hold`).
+const MOMENT: Duration = Duration::from_millis(2);
+
 /// Nobody holds its locks in the sense of the four functions.
 const OWNER: Owner = 0;
 
@@ -228,8 +232,9 @@ impl Entry {
         }
     }
 
+    /// Whether there is any time to be won: what was renewed up to `until` ends a moment before it.
     fn may_renew(&self, now: Instant, ends: Instant) -> bool {
-        self.renew && self.until.is_none_or(|until| until > ends.max(now))
+        self.renew && self.until.is_none_or(|until| until > ends.max(now) + MOMENT)
     }
 
     fn ask(&mut self, hold: &Arc<Hold>, now: Instant, ends: Instant, caller: &Caller) {

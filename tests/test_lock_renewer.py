@@ -74,7 +74,22 @@ def test_max_hold_ends_the_renewing(start_server):
     assert 2.7 < time.monotonic() - start < 8
     wait_until(lambda: told.when)
     assert told.locks == [mine]
+    assert mine.statistics()["renewed"] <= 10, "by the third of a lease"
     assert renewed(client, timeout=1, max_hold=3).remaining() <= 1
+
+
+def test_towards_max_hold_the_end_of_a_lease_does_not_come_nearer(start_server):
+    """What was said to be left once is there."""
+    mine = renewed(seckill.Client(start_server().url), timeout=0.5, max_hold=1)
+    promised = 0.0
+    while not mine.lost:
+        before = time.monotonic()
+        left = mine.remaining()
+        if left:
+            assert time.monotonic() + left >= promised
+            promised = max(promised, before + left)
+        time.sleep(0.0005)
+    assert time.monotonic() >= promised
 
 
 @pytest.mark.core

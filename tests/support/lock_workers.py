@@ -252,10 +252,11 @@ class Contender:
             partial(lock.extend, half),
             lock.reacquire,
         ]
-        if what == 1 and (until := self.sure_until(lock)):
-            # The shorter lease may begin at any moment now: until it is there, nothing is claimed.
-            until = min(until, time.monotonic())
-            self.diary.write("sure", number, until, lock.fence)
+        if what in (1, 3) and (until := self.sure_until(lock)):
+            # A shorter lease may begin at any moment now; so may the usual one, after an extension.
+            # It is asked for in milliseconds, of which the server may spare the last.
+            shorter = time.monotonic() + (half if what == 1 else lock.timeout) - 0.002
+            self.diary.write("sure", number, min(until, shorter), lock.fence)
         self.diary.write("does", number, time.monotonic(), repr(calls[what]))
         try:
             yield calls[what]
