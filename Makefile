@@ -1,12 +1,13 @@
 # One word a task; hooks and CI call the same words.
 # PYTHON is the interpreter that the environment is made with.
 
+SECONDS ?= 60
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -type f)
 
-.PHONY: help demo test test-core stress lint format bench docs wheel clean
+.PHONY: help demo test test-core stress fuzz lint format bench docs wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show these words
@@ -32,6 +33,14 @@ test-core: ## Run the core's tests with another interpreter: make test-core PYTH
 
 stress: $(VENV)/.built ## Run the long versions of the tests under faults (minutes)
 	SECKILL_STRESS=1 $(BIN)/python -m pytest -n 2 -m stress --timeout 1200 $(ARGS)
+
+fuzz: ## Make up URLs and replies, SECONDS of each: what panics is kept in fuzz/artifacts
+	cargo fuzz --version >/dev/null || cargo install --quiet cargo-fuzz
+	for target in url reply; do \
+		mkdir -p fuzz/target/corpus/$$target && \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(SECONDS) -max_len=2000 || exit 1; \
+	done
 
 lint: $(VENV)/.built ## Check format, style, types and stubs
 	cargo fmt --check

@@ -59,6 +59,10 @@ mod thread;
 #[cfg(test)]
 mod stage;
 
+// What may come from outside.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 #[cfg(feature = "python")]
 #[allow(clippy::disallowed_methods)] // It measures its own work.
 mod py;

@@ -177,6 +177,15 @@ fn understand(replies: &[Value]) -> Said {
     }
 }
 
+/// The primary that a sentinel's replies name, and the number of the fail-over that made it.
+#[cfg(any(test, fuzzing))]
+pub fn primary(replies: &[Value]) -> Option<(Address, u64)> {
+    match understand(replies) {
+        Said::Primary(address, epoch) => Some((address, epoch)),
+        _ => None,
+    }
+}
+
 fn nonsense() -> Said {
     Said::Failed("what it answers makes no sense; is it a sentinel?".to_owned())
 }

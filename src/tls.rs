@@ -111,7 +111,7 @@ impl Tls {
             "ssl_check_hostname" => self.check_hostname = flag(name, value)?,
             "ssl_min_version" => {
                 let version = value.parse().map_err(|_| {
-                    format!("url: ssl_min_version must be a number (772 is TLS 1.3), not {value:?}")
+                    "url: ssl_min_version must be a number (772 is TLS 1.3)".to_owned()
                 })?;
                 self.only_tls13 = excludes_tls12(version);
             }
@@ -263,7 +263,7 @@ pub fn verifies(text: &str) -> Result<bool, String> {
     match text {
         "required" | "optional" => Ok(true),
         "none" => Ok(false),
-        _ => Err(format!("ssl_cert_reqs must be required, optional or none, not {text:?}")),
+        _ => Err("ssl_cert_reqs must be required, optional or none".to_owned()),
     }
 }
 
@@ -281,7 +281,7 @@ pub fn flag(name: &str, text: &str) -> Result<bool, String> {
     match text.to_ascii_uppercase().as_str() {
         "0" | "F" | "FALSE" | "N" | "NO" => Ok(false),
         "1" | "T" | "TRUE" | "Y" | "YES" => Ok(true),
-        _ => Err(format!("url: {name} must be true or false, not {text:?}")),
+        _ => Err(format!("url: {name} must be true or false")),
     }
 }
 

@@ -15,7 +15,8 @@
 //! be a mistake (drop a tab, cut off what stands behind a `#`, resolve the `..` of a socket's path).
 //!
 //! No error holds a password, also not that of a URL which is none because somebody wrote it with a
-//! `/`, so that half of it looks like a host and the other half like a path.
+//! `/`, so that half of it looks like a host and the other half like a path, or with a `?` where a `&`
+//! belongs. So no value is quoted, and no name that can be something else.
 
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ use crate::tls::{Tls, flag};
 
 const SCHEMES: &str = "redis:// rediss:// valkey:// valkeys:// unix://, or redis+sentinel:// redis+cluster:// and so on";
 
-/// Said in place of anything else that quotes: what it quotes may be half a password.
+/// Said in place of anything else: what looks like a parameter's name may be half a password.
 const LOOSE: &str = "url cannot be read: there is an @ behind the first / or ?; \
     in user name and password they are written as %2F and %3F, and in what follows @ is written as %40";
 
@@ -45,7 +46,8 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn of(text: &'a str) -> Result<Self, String> {
-        let Some((scheme, rest)) = text.trim().split_once("://") else {
+        let parts = text.trim().split_once("://").filter(|(scheme, _)| is_scheme(scheme));
+        let Some((scheme, rest)) = parts else {
             return Err(format!("url is not a URL: it has no scheme, one of {SCHEMES}"));
         };
         if rest.contains('#') {
@@ -180,12 +182,22 @@ impl Settings {
                     None => false,
                 };
                 if !known {
-                    return Err(format!("url has the unknown parameter {name:?}"));
+                    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+                    return Err(if name.bytes().all(plain) {
+                        format!("url has the unknown parameter {name:?}")
+                    } else {
+                        "url has a parameter with an odd name; they look like ?db=1&timeout=5"
+                            .to_owned()
+                    });
                 }
             }
         }
         Ok(())
     }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 /// As in redis-py, an empty user name or password is none.
@@ -268,11 +280,11 @@ fn decode(text: &str, what: &str) -> Result<String, String> {
 }
 
 fn number(text: &str, what: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("url: {what} must be a number, not {text:?}"))
+    text.parse().map_err(|_| format!("url: {what} must be a number"))
 }
 
 fn seconds(text: &str, what: &str) -> Result<Duration, String> {
-    let number = text.parse().map_err(|_| format!("{what} must be a number, not {text:?}"))?;
+    let number = text.parse().map_err(|_| format!("url: {what} must be a number"))?;
     duration(number, what).map_err(|error| format!("url: {error}"))
 }
 

@@ -166,6 +166,11 @@ fn a_password_is_never_shown() {
 fn a_password_is_in_no_error_also_not_one_that_was_not_escaped() {
     for url in [
         "redis://u:sesame@h:port/",
+        "u:sesame@redis://h",
+        "redis://h?db=1?password=sesame",
+        "redis://h?db=1;password=sesame",
+        "redis://h?password:sesame",
+        "rediss://h?ssl_check_hostname=no?password=sesame",
         "redis://u:sesame/x@h",
         "redis://u:1/sesame@h",
         "redis://u:1/sesame@h/0",
