@@ -49,6 +49,7 @@ mod turnstile;
 mod watch;
 
 // Small things that all of it needs.
+mod backoff;
 mod chain;
 mod clock;
 mod inherited;

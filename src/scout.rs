@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backoff::Failures;
 use crate::clock;
 use crate::cluster::{Cluster, Task};
 use crate::connect::{Purpose, Trouble};
@@ -30,7 +31,7 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// The thread's work.
 pub fn run(cluster: &Arc<Cluster>) {
-    let mut scout = Scout::default();
+    let mut scout = Scout::new(cluster);
     loop {
         let now = clock::now();
         let (rest, idle) = match scout.look(cluster, now) {
@@ -46,13 +47,17 @@ pub fn run(cluster: &Arc<Cluster>) {
 }
 
 /// What the thread remembers.
-#[derive(Default)]
 pub struct Scout {
     search: Option<Search>,
-    failures: u32,
+    failures: Failures,
 }
 
 impl Scout {
+    /// A scout that has not looked yet.
+    pub fn new(cluster: &Cluster) -> Self {
+        Self { search: None, failures: Failures::new(&cluster.settings) }
+    }
+
     /// Does what there is to do. What is to be done after that, but not at once; none while it searches.
     pub fn look(&mut self, cluster: &Cluster, now: Instant) -> Option<Task> {
         let task = cluster.task(now);
@@ -62,33 +67,26 @@ impl Scout {
         let Some(asking) = &mut self.search else { return Some(task) };
         if let Some(found) = asking.advance(now + SLICE) {
             self.search = None;
-            self.failures = conclude(cluster, found, self.failures);
+            self.conclude(cluster, found);
         }
         None
     }
-}
 
-/// What comes of a search; how many in a row have failed.
-fn conclude(cluster: &Cluster, found: Result<Map, Trouble>, failures: u32) -> u32 {
-    let why = match found {
-        Ok(map) => {
-            cluster.found(&map);
-            return 0;
+    fn conclude(&mut self, cluster: &Cluster, found: Result<Map, Trouble>) {
+        match found {
+            Ok(map) => {
+                cluster.found(&map);
+                self.failures.forget();
+            }
+            Err(Trouble::Refused(error)) => cluster.hopeless(&error),
+            Err(Trouble::Unreachable(why)) if !cluster.is_known() => {
+                cluster.hopeless(&Error::Unreachable(why));
+            }
+            Err(Trouble::Unreachable(why) | Trouble::NotReady(why)) => {
+                cluster.not_found(why, clock::now() + self.failures.fail());
+            }
         }
-        Err(Trouble::Refused(error)) => {
-            cluster.hopeless(&error);
-            return 0;
-        }
-        Err(Trouble::Unreachable(why)) if !cluster.is_known() => {
-            cluster.hopeless(&Error::Unreachable(why));
-            return 0;
-        }
-        Err(Trouble::Unreachable(why) | Trouble::NotReady(why)) => why,
-    };
-    let pause =
-        crate::session::backoff(failures + 1, crate::session::longest_pause(&cluster.settings));
-    cluster.not_found(why, clock::now() + pause);
-    failures + 1
+    }
 }
 
 struct Search {

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use crate::backoff::Failures;
 use crate::batch::{Batch, Expected, Heeded, Packed};
 use crate::caller::Caller;
 use crate::clock::{self, ServerClock};
@@ -93,7 +94,7 @@ pub struct Session {
     link: Link,
     /// A server was there once: its absence is ridden out.
     known: bool,
-    failures: u32,
+    failures: Failures,
 }
 
 enum Link {
@@ -149,7 +150,7 @@ impl Session {
             late: Vec::new(),
             astray: Vec::new(),
             link: Link::Down { until: clock::now() },
-            failures: 0,
+            failures: Failures::new(settings),
         }
     }
 
@@ -282,8 +283,7 @@ impl Session {
                         if !self.astray.is_empty() {
                             self.id = random::hex().into();
                         }
-                        if self.failures > 0 {
-                            self.failures = 0;
+                        if self.failures.forget() {
                             self.note(String::new());
                         }
                         self.batch = None;
@@ -293,9 +293,8 @@ impl Session {
                         return Advance::Done(std::mem::take(&mut self.late));
                     }
                     Ok(Moved::NotNow(why)) => {
-                        let pause = backoff(self.failures, longest_pause(&self.settings));
+                        let pause = self.failures.fail();
                         up.pause = Some(clock::now() + pause);
-                        self.failures += 1;
                         self.note(why);
                         self.look_again();
                     }
@@ -345,9 +344,8 @@ impl Session {
             batch.doubt();
             self.counts.asked_again.fetch_add(1, Ordering::Relaxed);
         }
-        let pause = backoff(self.failures, longest_pause(&self.settings));
+        let pause = self.failures.fail();
         self.link = Link::Down { until: clock::now() + pause };
-        self.failures += 1;
         self.look_again();
     }
 
@@ -499,23 +497,6 @@ impl Flight {
         }
         Ok(())
     }
-}
-
-/// No longer than that, so that each call gets an attempt: it lasts `socket_timeout` at least.
-pub fn longest_pause(settings: &Settings) -> Duration {
-    Duration::from_millis(500).min(settings.socket_timeout / 2)
-}
-
-/// How long to stay away after so many failures in a row: not at all the first time, then longer and
-/// longer up to `most`, each time by chance up to half of it less, so that a crowd of processes does
-/// not come back in step.
-pub fn backoff(failures: u32, most: Duration) -> Duration {
-    const FIRST: Duration = Duration::from_millis(16);
-    if failures == 0 {
-        return Duration::ZERO;
-    }
-    let full = FIRST.saturating_mul(1 << (failures - 1).min(16)).min(most);
-    full.mul_f64(1.0 - f64::from(random::below(1000)) / 2000.0)
 }
 
 /// Sleeps to the end of a pause: true, or to the end of the slice, if that comes first: false.
