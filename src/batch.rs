@@ -161,6 +161,12 @@ impl Batch {
         self.calls.iter_mut().filter(|call| call.is_open()).for_each(ScriptCall::doubt);
     }
 
+    /// Until when a copy of any of them may be applied that nobody will hear of.
+    pub fn doubtful_until(&self) -> Option<Instant> {
+        let open = self.calls.iter().filter(|call| call.is_open());
+        open.filter_map(ScriptCall::doubtful_until).max()
+    }
+
     /// Takes out the calls without an answer that are not for this node, as `here` says of a name.
     pub fn evict(&mut self, here: impl Fn(&Name) -> bool) -> Vec<ScriptCall> {
         let gone = |call: &mut ScriptCall| {
@@ -189,7 +195,9 @@ impl Batch {
         let open = self.calls.iter().filter(|call| call.is_open());
         let steps = open.flat_map(|call| &call.steps);
         let earliest = steps.map(|step| step.limit(patience)).min().unwrap_or(now);
-        let deadline = clock.at(earliest.min(now + patience).min(first + APPLY_WINDOW)).to_string();
+        let limit = earliest.min(now + patience).min(first + APPLY_WINDOW);
+        let deadline = clock.at(limit).to_string();
+        self.calls.iter_mut().filter(|call| call.is_open()).for_each(|call| call.ends_by(limit));
         let mut expected = VecDeque::with_capacity(self.calls.len());
         for (index, call) in self.calls.iter().enumerate().filter(|(_, call)| call.is_open()) {
             if call.pack(deadline.as_bytes(), clock, out) {

@@ -223,9 +223,7 @@ impl Call {
         };
         let now = clock::now();
         let told = match &self.wish {
-            Wish::Acquire { lock, .. } => {
-                self.client.route.ear(lock).and_then(|ear| ear.told(lock))
-            }
+            Wish::Acquire { lock, .. } => self.client.route.ear(lock).told(lock),
             _ => None,
         };
         // Nobody waits for a silent server for longer because he was not the first to ask it.
@@ -314,7 +312,7 @@ impl Call {
     fn sleep(&mut self) -> Option<Progress> {
         let now = clock::now();
         let again = self.acquiring.as_deref().and_then(|it| it.ask_again(self.patience));
-        let waiter = self.waiter.as_mut()?;
+        let Some(waiter) = self.waiter.as_mut() else { return self.ask() };
         match waiter.look(now, self.patience, &self.caller) {
             Look::Try => self.ask(),
             Look::Sleep(until) => match again {

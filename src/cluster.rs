@@ -37,6 +37,7 @@ use crate::settings::{Address, Place, Settings};
 use crate::slots::{Map, at};
 use crate::step::Step;
 use crate::thread;
+use crate::watch::Ear;
 
 /// How many steps may wait for a map. Who comes when so many do is better told at once.
 const MOST: usize = 1 << 20;
@@ -60,6 +61,8 @@ pub struct Cluster {
     counts: Arc<Counts>,
     trouble: Arc<Mutex<String>>,
     lanes: Chain<Arc<Lane>>,
+    /// For who waits for something in a slot that no node has: it hears little, and that is enough.
+    ear: Arc<Ear>,
     state: Mutex<State>,
     /// Counts the changes of the map.
     version: AtomicU64,
@@ -121,6 +124,7 @@ impl Cluster {
             counts: Arc::clone(counts),
             trouble: Arc::clone(trouble),
             lanes: Chain::default(),
+            ear: Ear::new(settings),
             state: Mutex::default(),
             version: AtomicU64::new(1),
         })
@@ -138,6 +142,24 @@ impl Cluster {
     /// The lane to the node that has the slot of a name.
     pub fn lane(&self, name: &Name) -> Option<Arc<Lane>> {
         self.state().lane(name).cloned()
+    }
+
+    /// Who tells when something of this name is freed.
+    pub fn ear(&self, name: &Name) -> Arc<Ear> {
+        let state = self.state();
+        Arc::clone(state.lane(name).map_or(&self.ear, |lane| &lane.ear))
+    }
+
+    /// Closes the connections, as soon as they are not in use.
+    pub fn close(&self) {
+        self.lanes.iter().for_each(|lane| lane.close());
+        self.ear.close();
+    }
+
+    /// In a forked child: closes what the parent has open.
+    pub fn close_inherited(&self) {
+        self.lanes.iter().for_each(|lane| lane.close_inherited());
+        self.ear.close_inherited();
     }
 
     /// Whether a name's slot is at the node of this lane.
@@ -226,9 +248,16 @@ impl Cluster {
             _ if call.journey.hops >= MOST_HOPS => None,
             _ => lane,
         };
+        if lane.is_none() && redirect != Some(Redirect::Later) {
+            state.doubt();
+        }
         call.go_on();
         if let Some(lane) = lane {
-            drop(state);
+            if state.look.is_some() {
+                self.call_scout(state);
+            } else {
+                drop(state);
+            }
             welcome(&lane, call);
         } else {
             let rest = Duration::from_millis(1 << call.journey.hops.min(10)).min(LONGEST_REST);
@@ -382,7 +411,8 @@ impl Cluster {
             .partition(|step| state.lane(step.ask.recorded_under()).is_some());
         let placed: Vec<Arc<Step>> = placed;
         state.steps = homeless;
-        if !state.steps.is_empty() {
+        let is_homeless = |call: &ScriptCall| state.lane(call.name()).is_none();
+        if !state.steps.is_empty() || state.calls.iter().any(|(_, call)| is_homeless(call)) {
             // Nobody has their slots, for now.
             self.note("no node of the cluster has the slot".to_owned());
             state.look = Some(now + 2 * FRESH);

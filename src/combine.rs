@@ -246,6 +246,9 @@ impl Combiner {
     /// The only way to let go of the session: whoever does wakes somebody to lead, if there is work.
     fn free(&self, mut session: MutexGuard<'_, Session>, own: Option<&Arc<Step>>) {
         let close = self.closing.load(Ordering::Relaxed);
+        if close {
+            session.let_go();
+        }
         if close && !session.is_busy() && session.waiting() == 0 {
             self.closing.store(false, Ordering::Relaxed);
             session.disconnect();

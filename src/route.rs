@@ -112,10 +112,10 @@ impl Route {
     }
 
     /// Who tells when something of this name is freed.
-    pub fn ear(&self, name: &Name) -> Option<Arc<Ear>> {
+    pub fn ear(&self, name: &Name) -> Arc<Ear> {
         match &self.way {
-            Way::One(lane) => Some(Arc::clone(&lane.ear)),
-            Way::Cluster(cluster) => cluster.lane(name).map(|lane| Arc::clone(&lane.ear)),
+            Way::One(lane) => Arc::clone(&lane.ear),
+            Way::Cluster(cluster) => cluster.ear(name),
         }
     }
 
@@ -131,7 +131,7 @@ impl Route {
     pub fn close(&self) {
         match &self.way {
             Way::One(lane) => lane.close(),
-            Way::Cluster(cluster) => cluster.lanes().for_each(|lane| lane.close()),
+            Way::Cluster(cluster) => cluster.close(),
         }
     }
 
@@ -139,7 +139,7 @@ impl Route {
     pub fn close_inherited(&self) {
         match &self.way {
             Way::One(lane) => lane.close_inherited(),
-            Way::Cluster(cluster) => cluster.lanes().for_each(|lane| lane.close_inherited()),
+            Way::Cluster(cluster) => cluster.close_inherited(),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use redis::ServerError;
 
-use crate::clock::ServerClock;
+use crate::clock::{self, ServerClock};
 use crate::error::{Error, is_passing};
 use crate::names::{Name, place_key, side_key};
 use crate::safety::{Proof, Safety};
@@ -58,6 +58,8 @@ struct Identity {
     first_sent: Option<Instant>,
     /// A connection broke while it was in flight: a copy may have been, or may yet be, applied.
     in_doubt: bool,
+    /// Until when any copy of it may be applied.
+    last: Option<Instant>,
 }
 
 /// Where in a cluster a call has been.
@@ -129,6 +131,7 @@ impl ScriptCall {
                 number,
                 first_sent: None,
                 in_doubt: false,
+                last: None,
             },
             journey: Journey::default(),
             script,
@@ -161,6 +164,16 @@ impl ScriptCall {
     pub fn doubt(&mut self) {
         self.identity.in_doubt = true;
         self.unsafe_yet.clear();
+    }
+
+    /// It is sent, and must not be applied after this.
+    pub fn ends_by(&mut self, limit: Instant) {
+        self.identity.last = self.identity.last.max(Some(limit));
+    }
+
+    /// Until when a copy that nobody will hear of may be applied.
+    pub fn doubtful_until(&self) -> Option<Instant> {
+        self.identity.last.filter(|_| self.identity.in_doubt)
     }
 
     /// When it was first sent, which may be now.
@@ -472,10 +485,15 @@ impl ScriptCall {
             return Heard::NotNow(format!("{code} {detail}"));
         }
         let wrong = code == "READONLY";
-        if is_outside(code, detail) || wrong && follows != Follows::Nothing {
+        // An earlier copy may still be under way, and nobody is told as long as it may be applied.
+        let doubtful = self.doubtful_until().is_some_and(|last| clock::now() <= last);
+        if is_outside(code, detail) || wrong && (doubtful || follows != Follows::Nothing) {
             return Heard::Demoted(format!("{code} {detail}"));
         }
-        // The server that refuses now may have applied an earlier copy.
+        if doubtful {
+            return Heard::NotNow(format!("{code} {detail}"));
+        }
+        // The server that refuses now may have applied it.
         self.finish(&Reply::Failed(if self.identity.in_doubt {
             Error::OutcomeUnknown(format!(
                 "no answer came, and asked again the server refused: {code} {detail}"

@@ -235,6 +235,13 @@ impl Session {
         (calls, steps)
     }
 
+    /// Gives the batch at hand up, if nobody waits for it any more.
+    pub fn let_go(&mut self) {
+        if self.batch.as_ref().is_some_and(|batch| !batch.wanted()) {
+            self.give_up();
+        }
+    }
+
     /// Closes the connection, unless it is in use.
     pub fn disconnect(&mut self) {
         if self.batch.is_none() {
@@ -332,7 +339,14 @@ impl Session {
         match trouble {
             Trouble::Unreachable(why) if !self.known => return Some(Error::Unreachable(why)),
             Trouble::Unreachable(why) | Trouble::NotReady(why) => self.broken(why),
-            Trouble::Refused(error) => return Some(error),
+            Trouble::Refused(error) => {
+                // Who is told now must not see it done by a copy that is still under way.
+                let last = self.batch.as_ref().and_then(Batch::doubtful_until);
+                let Some(last) = last.filter(|last| clock::now() <= *last) else {
+                    return Some(error);
+                };
+                self.link = Link::Down { until: last + Duration::from_millis(1) };
+            }
         }
         None
     }

@@ -1,7 +1,7 @@
 //! A step: one thing that one caller wants the server to do, and the place where its reply arrives.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
@@ -213,7 +213,7 @@ pub struct Step {
     /// When the caller left; set before the mark.
     left: OnceLock<Instant>,
     /// In a cluster: with which node it waits; none while nobody knows which one it is for.
-    home: Mutex<Option<Arc<Combiner>>>,
+    home: Mutex<Weak<Combiner>>,
 }
 
 const SENT: u8 = 1;
@@ -234,12 +234,13 @@ impl Step {
 
     /// In a cluster: with which node it waits.
     pub fn home(&self) -> Option<Arc<Combiner>> {
-        self.home.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.home.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
     }
 
     /// In a cluster: it waits there from now on.
     pub fn moves_to(&self, home: Option<&Arc<Combiner>>) {
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = home.cloned();
+        let home = home.map(Arc::downgrade).unwrap_or_default();
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = home;
     }
 
     /// Hands out the reply, and tells who waits for it: a task by leaving its ticket, and the leader

@@ -7,6 +7,8 @@ private process from `start_server`, or `own_server` for one of each kind.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import os
 import sys
@@ -251,6 +253,15 @@ def warm_client(own_server: Server) -> Any:
     client = seckill.Client(own_server.url)
     client.incr_inventory("warm", 1)
     return client
+
+
+@pytest.fixture(params=["threads", *LOOPS])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Make a client of each face in turn, whose methods are called: `connect(url, **options)`."""
+    from support import clients
+
+    with contextlib.ExitStack() as cleanup:
+        yield functools.partial(clients.connect, request.param, cleanup)
 
 
 # -- asyncio ------------------------------------------------------------------------------------

@@ -89,15 +89,14 @@ impl Apart {
     }
 
     fn seen(&mut self, outer: &Call, result: Result<Outcome>) -> Option<(Part, Call)> {
-        let Wish::Update { lock, proof, .. } = &outer.wish else { return None };
+        let Wish::Update { lock, .. } = &outer.wish else { return None };
         match (result, &self.hold) {
             (Err(error), _) => self.outcome = Some(Err(error)),
             (Ok(Outcome::Holder(Some(token))), Some(hold)) if token == hold.token => {
                 return self.stock(outer);
             }
             (Ok(_), hold) => {
-                let right = outer.client.holdings.right(lock, outer.owner);
-                if proof.is_none() && !matches!(right, Right::Held(_)) {
+                if self.may_take(outer) {
                     self.hold = None;
                     return Some((Part::Take, outer.part(take(outer)?)));
                 }
@@ -138,14 +137,30 @@ impl Apart {
 
     fn changed(&mut self, outer: &Call, result: Result<Outcome>) -> Option<(Part, Call)> {
         let Wish::Update { lock, .. } = &outer.wish else { return None };
-        let unknown = matches!(result, Err(Error::OutcomeUnknown(_)));
+        let (hold, now) = (self.hold.clone()?, clock::now());
         let unsent = matches!(result, Err(Error::Unreachable(_)));
-        self.outcome = Some(result);
-        let hold = self.hold.clone()?;
-        if !self.taken && unsent && hold.ends().is_some_and(|ends| ends <= clock::now()) {
-            self.outcome = Some(Err(Error::LockLost { lock: Arc::clone(lock) }));
+        if unsent && hold.ends().is_some_and(|ends| ends <= now) {
+            // The lease was over before the change was on its way.
+            let again = self.may_take(outer) && now < outer.patience;
+            if again {
+                self.give_back_later(outer);
+                return Some((Part::Take, outer.part(take(outer)?)));
+            }
+            let (lock, time_out) = (Arc::clone(lock), outer.time_out);
+            self.outcome = Some(Err(if self.taken {
+                Error::LockTimeout { lock, time_out }
+            } else {
+                Error::LockLost { lock }
+            }));
+            return None;
         }
+        let unknown = matches!(result, Err(Error::OutcomeUnknown(_)));
+        self.outcome = Some(result);
         if !self.taken || unknown {
+            return None;
+        }
+        if now >= outer.patience {
+            self.give_back_later(outer);
             return None;
         }
         let (lock, token) = (Arc::clone(lock), Arc::clone(&hold.token));
@@ -153,23 +168,39 @@ impl Apart {
         Some((Part::GiveBack, outer.part(Wish::GiveBack(of))))
     }
 
+    /// Whether the lock may be taken, and not only be held already.
+    fn may_take(&self, outer: &Call) -> bool {
+        let Wish::Update { lock, proof, .. } = &outer.wish else { return false };
+        let right = || outer.client.holdings.right(lock, outer.owner);
+        self.taken || (proof.is_none() && !matches!(right(), Right::Held(_)))
+    }
+
     /// Gives the update up.
     pub fn abandon(&mut self, outer: &Call) {
-        let under_way = self.inner.step().is_some_and(|step| step.was_sent());
+        let step = self.inner.step().cloned();
         self.inner.abandon();
-        if let (Part::Stock, true, false, Some(hold)) =
-            (self.part, self.taken, under_way, &self.hold)
-        {
+        // Only now: whatever has not been sent by this moment never will be.
+        let under_way = step.is_some_and(|step| step.was_sent());
+        if self.part == Part::Stock && !under_way {
+            self.give_back_later(outer);
+        }
+    }
+
+    /// What was taken is given back, and nobody waits for that.
+    fn give_back_later(&mut self, outer: &Call) {
+        if let (true, Some(hold)) = (std::mem::take(&mut self.taken), &self.hold) {
             outer.run_orphan(release(&hold.lock, &hold.token));
         }
     }
 }
 
-/// The lock is taken as by a handle: nobody gives it back but whoever has it.
+/// The lock is taken as by a handle: nobody gives it back but whoever has it. And for an attempt's time
+/// at least, for a lease that is over before the change is on its way is of no use.
 fn take(outer: &Call) -> Option<Wish> {
     let Wish::Update { lock, lease, .. } = &outer.wish else { return None };
     let handle = Some(Handle { tally: Arc::new(Tally::default()), keep: None });
-    let terms = Terms { lease: Some(*lease), handle, ..Terms::default() };
+    let lease = (*lease).max(outer.client.settings().socket_timeout);
+    let terms = Terms { lease: Some(lease), handle, ..Terms::default() };
     Some(Wish::Acquire { lock: Arc::clone(lock), terms })
 }
 
@@ -178,7 +209,8 @@ impl Call {
     fn part(&self, wish: Wish) -> Call {
         let left = self.patience.saturating_duration_since(clock::now());
         // Nobody, so that what is held meanwhile is not taken for the caller's own.
-        let part = Call::new(&self.client, wish, Some(left), 0, self.caller.clone());
+        let mut part = Call::new(&self.client, wish, Some(left), 0, self.caller.clone());
+        part.deadline = part.deadline.min(self.deadline);
         part.with_safety(self.safety)
     }
 }

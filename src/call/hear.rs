@@ -100,17 +100,14 @@ impl Call {
 
     /// Has those of this process who wait for a lock that was given back try again.
     fn tell(&self, lock: &Name) {
-        if let Some(ear) = self.client.route.ear(lock) {
-            ear.tell(lock);
-        }
+        self.client.route.ear(lock).tell(lock);
     }
 
     /// Somebody else holds the lock, or is before us: sleeps until `name` is gone, or `until`.
     fn lie_down(&mut self, name: &Name, until: Option<Instant>) {
         // The node that has the lock may be another one by now.
-        if let Some(ear) = self.client.route.ear(name)
-            && self.waiter.as_ref().is_none_or(|waiter| !waiter.waits_for(name, &ear))
-        {
+        let ear = self.client.route.ear(name);
+        if self.waiter.as_ref().is_none_or(|waiter| !waiter.waits_for(name, &ear)) {
             self.waiter = Some(Box::new(ear.waiter(name)));
         }
         self.waiter.iter_mut().for_each(|waiter| waiter.lie_down(until));

@@ -8,7 +8,8 @@
 --       'S'    stale: a later batch of the session was here before, nothing was changed
 --       'L'    late: the deadline is over, nothing was changed
 --
--- A batch that finds its own number gets the recorded answer: asking again changes nothing.
+-- A batch that finds its own number gets the recorded answer: asking again changes nothing but how long
+-- the record lives.
 -- Nothing may fail after a script's first write: scripts are not rolled back. That is the record, or
 -- before it what does no harm done twice.
 local call = redis.call
@@ -17,7 +18,13 @@ local stamp = time[1] .. ' ' .. time[2] .. ' '
 local seen = call('MGET', unpack(KEYS))
 if seen[1] then
   local number, answer = string.match(seen[1], '^(%d+) (.*)$')
-  if number == ARGV[1] then return stamp .. answer end
+  if number == ARGV[1] then
+    -- Written, for WAIT asks about what its own connection has written last. That may fail: it is told.
+    if type(redis.pcall('PEXPIRE', KEYS[1], ARGV[3])) == 'table' then
+      redis.pcall('SET', KEYS[1], seen[1], 'PX', ARGV[3])
+    end
+    return stamp .. answer
+  end
   if tonumber(number) > tonumber(ARGV[1]) then return stamp .. 'S' end
 end
 

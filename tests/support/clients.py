@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import seckill
+import seckill.aio
 
+from support.aio import Awaited, on_loop
+from support.crowd import Crowd
 from support.ledger import Ledger
 from support.threads import Caller, call, wait_until
 
@@ -55,3 +59,45 @@ def sold_more(ledger: Ledger, units: int = 50) -> None:
 def wait_for_lock(client: seckill.Client, lease: int = HOUR, time_out: int = 60_000) -> Caller:
     """A thread that waits for the lock, already asleep."""
     return call(client.acquire_lock, "lock", lease, time_out).until_asleep()
+
+
+# -- the same words for both faces -----------------------------------------------------------------
+
+
+def connect(face: str, cleanup: contextlib.ExitStack, *source: Any, **options: Any) -> Any:
+    """A client whose methods are called; those of asyncio by a task for each thread that calls."""
+    if face == "threads":
+        return cleanup.enter_context(seckill.Client(*source, **options))
+    client = seckill.aio.Client(*source, **options)
+    cleanup.callback(on_loop, client.aclose())
+    awaited = Awaited(client, face)
+    cleanup.callback(awaited.close)
+    return awaited
+
+
+class Rush:
+    """A crowd whose calls are under way, by so many threads (or tasks, one for each thread)."""
+
+    def __init__(self, crowd: Crowd, client: Any, threads: int = 8, **times: Any) -> None:
+        self.crowd = crowd
+        numbers = iter(range(crowd.size))
+        mutex = threading.Lock()
+
+        def buyer() -> None:
+            while True:
+                with mutex:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                crowd.ask_plainly(client, number, **times)
+
+        self._callers = [call(buyer) for _ in range(threads)]
+
+    def served(self, more: int, within: float = 60) -> None:
+        """Wait until so many more have got what they asked for."""
+        target = min(self.crowd.served + more, self.crowd.size)
+        wait_until(lambda: self.crowd.served >= target, within)
+
+    def join(self) -> None:
+        for caller in self._callers:
+            caller.result(120)

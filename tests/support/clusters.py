@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -61,6 +62,17 @@ class Node(Server):
     @property
     def is_primary(self) -> bool:
         return "master" in self.view().get(self.id, ["", "", ""])[1].split(",")
+
+
+class Everywhere:
+    def __init__(self, client: RedisCluster) -> None:
+        self._client = client
+
+    def mset(self, values: dict[str, Any]) -> None:
+        self._client.mset_nonatomic(values)
+
+    def mget(self, names: list[str]) -> list[bytes | None]:
+        return self._client.mget_nonatomic(names)
 
 
 class Move:
@@ -147,7 +159,7 @@ class Cluster:
 
     def url_of(self, *seeds: Any, **parameters: Any) -> str:
         """For a client that is given these to begin with: anything with a host and a port."""
-        user = f":{self.password}@" if self.password else ""
+        user = self.nodes[0].user_info
         places = ",".join(f"{seed.host}:{seed.port}" for seed in seeds)
         query = "&".join(f"{name}={value}" for name, value in parameters.items())
         return f"redis+cluster://{user}{places}/0" + (f"?{query}" if query else "")
@@ -156,6 +168,11 @@ class Cluster:
         """redis-py's own client: looks at the data as anybody else would."""
         nodes = [ClusterNode(node.host, node.port) for node in self.nodes if node.is_running]
         return RedisCluster(startup_nodes=nodes, password=self.password, **options)
+
+    @property
+    def everywhere(self) -> Everywhere:
+        """For those who set and get many names at once, whatever their slots are."""
+        return Everywhere(self.redis())
 
     @property
     def running(self) -> list[Node]:
@@ -216,6 +233,17 @@ class Cluster:
 
         wait_until(served, within=90)
 
+    def announce(self, node: Node, proxy: Any) -> None:
+        """Clients are sent to the proxy in front of a node, by all that they may ask."""
+        node.ask("CONFIG", "SET", "cluster-announce-bus-port", node.port + BUS)
+        node.ask("CONFIG", "SET", "cluster-announce-port", proxy.port)
+        ports = {proxy.port}
+        slots = [slot for slot in range(0, SLOTS, 1000) if owner(node, slot) in (*ports, node.port)]
+        wait_until(
+            lambda: all({owner(n, slot) for n in self.running} == ports for slot in slots),
+            within=60,
+        )
+
     # -- what changes -------------------------------------------------------------------------
 
     def add(self) -> Node:
@@ -241,8 +269,17 @@ class Cluster:
 
     def failover(self, replica: Node) -> None:
         """An orderly one: the replica takes the place of its primary."""
-        assert replica.ask("CLUSTER", "FAILOVER") == b"OK"
-        wait_until(lambda: replica.is_primary, within=60)
+        asked = 0.0
+
+        def done() -> bool:
+            # One that is not agreed upon is given up after five seconds, without a word.
+            nonlocal asked
+            if time.monotonic() > asked + 6:
+                asked = time.monotonic()
+                replica.ask("CLUSTER", "FAILOVER")
+            return replica.is_primary
+
+        wait_until(done, within=60)
 
 
 def starter() -> Iterator[Callable[..., Cluster]]:

@@ -60,11 +60,12 @@ class FakeSentinel:
                 replies.write(b"-ERR unknown command `HELLO`, with args beginning with:\r\n")
             elif words[0] == "HELLO":
                 resp3 = len(command) > 1 and command[1] == b"3"
-                replies.write(pairs({"server": "redis", "mode": "sentinel"}, resp3=resp3))
+                known = {"server": "redis", "proto": 3 if resp3 else 2, "mode": "sentinel"}
+                replies.write(pairs(known, resp3=resp3))
             elif words[0] == "SENTINEL":
                 self.asked += 1
-                known = words[1] == "MASTERS" or command[-1] == SERVICE.encode()
-                place = self.where() if known else None
+                meant = words[1] == "MASTERS" or command[-1] == SERVICE.encode()
+                place = self.where() if meant else None
                 replies.write(answer(words[1], place, resp3=resp3))
             else:
                 replies.write(b"+OK\r\n")
@@ -107,8 +108,13 @@ def bulk(value: object) -> bytes:
     return b"$%d\r\n%s\r\n" % (len(text), text)
 
 
+def said(name: str, value: object) -> bytes:
+    # Of all the numbers that a sentinel says, this one alone is not said as a text.
+    return b":%d\r\n" % value if name == "proto" else bulk(value)
+
+
 def pairs(known: dict[str, object], *, resp3: bool) -> bytes:
-    body = b"".join(bulk(name) + bulk(value) for name, value in known.items())
+    body = b"".join(bulk(name) + said(name, value) for name, value in known.items())
     return (b"%%%d\r\n" % len(known) if resp3 else b"*%d\r\n" % (2 * len(known))) + body
 
 

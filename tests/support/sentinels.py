@@ -22,6 +22,7 @@ from support.servers import ANY, Server, lasting_port
 from support.threads import wait_until
 
 SERVICE = "mymaster"
+PEER = "peer"
 HOST = "127.0.0.1"
 SOON = 1500  # milliseconds; a sentinel that loses a connection waits for up to 1000 to open another
 NEVER = 600_000  # milliseconds after which a primary counts as down, in a test without a fail-over
@@ -95,11 +96,14 @@ class Deployment:
         self.kind = kind
         self.password, self.sentinel_password = password, sentinel_password
         first = lasting_port()
+        # The sentinels and the replicas come as a user of their own: see `partition`.
         common = (
+            f"user {PEER} on >{PEER} ~* &* +@all",
+            f"masteruser {PEER}",
+            f"masterauth {PEER}",
             "repl-diskless-sync yes",
             "repl-diskless-sync-delay 0",
             "repl-ping-replica-period 1",
-            *([f"masterauth {password}"] if password else []),
             *options,
         )
         self.servers = [
@@ -114,7 +118,8 @@ class Deployment:
         ]
         watch = (
             f"sentinel monitor {SERVICE} {HOST} {first} 2",
-            *([f"sentinel auth-pass {SERVICE} {password}"] if password else []),
+            f"sentinel auth-user {SERVICE} {PEER}",
+            f"sentinel auth-pass {SERVICE} {PEER}",
             f"sentinel down-after-milliseconds {SERVICE} {down_after}",
             f"sentinel failover-timeout {SERVICE} 4000",
             f"sentinel parallel-syncs {SERVICE} 10",
@@ -152,7 +157,7 @@ class Deployment:
         self, *sentinels: Any, service: str = SERVICE, db: int = 0, **parameters: Any
     ) -> str:
         """For a client that knows these sentinels: anything that has a host and a port."""
-        user = f":{self.password}@" if self.password else ""
+        user = self.servers[0].user_info
         places = ",".join(f"{sentinel.host}:{sentinel.port}" for sentinel in sentinels)
         if self.sentinel_password:
             parameters = {"sentinel_password": self.sentinel_password} | parameters
@@ -225,6 +230,15 @@ class Deployment:
 
         wait_until(accepted, within=60)
         return self.wait_for_new_primary(old)
+
+    def partition(self, server: Server) -> None:
+        """Cut it off from sentinels and replicas. It is well, and knows nothing of the others."""
+        server.ask("ACL", "SETUSER", PEER, "off")
+        for kind in ("normal", "pubsub", "replica"):
+            server.ask("CLIENT", "KILL", "TYPE", kind, "USER", PEER)
+
+    def heal(self, server: Server) -> None:
+        server.ask("ACL", "SETUSER", PEER, "on")
 
     @contextlib.contextmanager
     def sentinels_asleep(self) -> Iterator[None]:
