@@ -33,15 +33,18 @@ impl Failures {
         Self { count: 0, last: None, longest: LONGEST.min(settings.socket_timeout / 2) }
     }
 
-    /// Another one: how long to stay away now.
-    pub fn fail(&mut self) -> Duration {
+    /// Another one, after an attempt that took so long: how long to stay away now. At least half as long
+    /// as that, for a server that is too slow for a crowd must not be kept busy with attempts that are
+    /// given up.
+    pub fn fail(&mut self, took: Duration) -> Duration {
         let now = clock::now();
         let row = self.last.is_some_and(|last| now < last + ROW);
         (self.count, self.last) = (if row { self.count + 1 } else { 0 }, Some(now));
-        if self.count == 0 {
-            return Duration::ZERO;
-        }
-        let full = FIRST.saturating_mul(1 << (self.count - 1).min(16)).min(self.longest);
+        let usual = match self.count {
+            0 => Duration::ZERO,
+            count => FIRST.saturating_mul(1 << (count - 1).min(16)),
+        };
+        let full = usual.max(took / 2).min(self.longest);
         full.mul_f64(1.0 - f64::from(random::below(1000)) / 2000.0)
     }
 
@@ -58,23 +61,35 @@ mod tests {
     #[test]
     fn each_pause_is_longer_than_the_one_before_up_to_a_limit() {
         let mut failures = Failures::new(&Settings::default());
-        assert_eq!(failures.fail(), Duration::ZERO, "a server that was restarted is there again");
+        assert_eq!(
+            failures.fail(Duration::ZERO),
+            Duration::ZERO,
+            "a server that was restarted is there again"
+        );
         for full in [16, 32, 64, 128, 256, 500, 500] {
             let full = Duration::from_millis(full);
-            let pause = failures.fail();
+            let pause = failures.fail(Duration::ZERO);
             assert!(full / 2 <= pause && pause <= full, "{pause:?} of {full:?}");
         }
         assert!(failures.forget() && !failures.forget());
-        assert_eq!(failures.fail(), Duration::ZERO);
+        assert_eq!(failures.fail(Duration::ZERO), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_has_kept_a_server_busy_in_vain_stays_away_for_longer() {
+        let mut failures = Failures::new(&Settings::default());
+        let pause = failures.fail(Duration::from_millis(400));
+        assert!((100..=200).contains(&pause.as_millis()), "{pause:?}");
+        assert!(failures.fail(Duration::from_secs(9)) <= LONGEST);
     }
 
     #[test]
     fn what_failed_long_ago_does_not_count() {
         let mut failures = Failures::new(&Settings::default());
         for _ in 0..9 {
-            failures.fail();
+            failures.fail(Duration::ZERO);
         }
         failures.last = failures.last.and_then(|last| last.checked_sub(ROW));
-        assert_eq!(failures.fail(), Duration::ZERO);
+        assert_eq!(failures.fail(Duration::ZERO), Duration::ZERO);
     }
 }

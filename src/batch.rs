@@ -25,8 +25,8 @@ pub const APPLY_WINDOW: Duration = Duration::from_mins(5);
 const MOST_CALLS: usize = 128;
 const MOST_STEPS: usize = 8192;
 
-/// The part of the time that the first caller has left in which the server may find out how safe it all
-/// is: the answer has to be on its way before the caller goes.
+/// The part of the time that a caller has left in which the server may find out how safe it all is: the
+/// answer has to be on its way before the caller goes.
 const FOR_SAFETY: f64 = 0.9;
 
 /// Calls that travel together.
@@ -46,12 +46,35 @@ pub enum Expected {
     Safety(About),
 }
 
+/// How long the server may take to say how safe a step is.
+fn time_for_safety(step: &Step, now: Instant, patience: Duration) -> Duration {
+    let left = step.limit(patience).saturating_duration_since(now);
+    left.mul_f64(FOR_SAFETY).min(patience)
+}
+
 /// What was packed.
 pub struct Packed {
     /// The replies that are to come.
     pub expected: VecDeque<Expected>,
-    /// How long the server may take to say how safe it all is.
-    pub patience: Duration,
+    /// When.
+    pub sent: Instant,
+    /// How long an answer may take.
+    patience: Duration,
+    /// How long the server may take to say how safe it all is, by each of the questions.
+    given: Duration,
+}
+
+impl Packed {
+    /// When all answers have to be there.
+    pub fn end(&self) -> Instant {
+        let safety = self.expected.iter().filter(|it| matches!(it, Expected::Safety(_))).count();
+        self.sent + self.patience + self.given * u32::try_from(safety).unwrap_or(0)
+    }
+
+    /// How many calls it holds.
+    pub fn calls(&self) -> usize {
+        self.expected.iter().filter(|it| matches!(it, Expected::Call(_))).count()
+    }
 }
 
 /// A reply, and when it came to what was asked when.
@@ -205,18 +228,23 @@ impl Batch {
             }
             expected.push_back(Expected::Call(index));
         }
-        let safety = self.calls.iter().filter(|call| call.is_open()).map(ScriptCall::safety);
-        let safety = safety.fold(Safety::default(), Safety::and);
-        let left = earliest.saturating_duration_since(now).mul_f64(FOR_SAFETY).min(patience);
-        let asked = safety.pack(left, out);
-        let patience = left * u32::try_from(asked.len()).unwrap_or(0);
-        expected.extend(asked.into_iter().map(Expected::Safety));
-        Packed { expected, patience }
+        let open = self.calls.iter().filter(|call| call.is_open());
+        let careful = open.flat_map(|call| &call.steps).filter(|step| step.safety.is_wanted());
+        let (mut safety, mut given) = (Safety::default(), patience);
+        for step in careful {
+            safety = safety.and(step.safety);
+            given = given.min(time_for_safety(step, now, patience));
+        }
+        expected.extend(safety.pack(given, out).into_iter().map(Expected::Safety));
+        Packed { expected, sent: now, patience, given }
     }
 
-    /// The server has said how safe it all is.
-    pub fn proved(&mut self, proof: &Proof) {
-        self.calls.iter_mut().for_each(|call| call.proved(proof));
+    /// The server has said how safe all is that was in flight. Who has had less time for that than his own
+    /// gives, for another's sake, is asked about again.
+    pub fn proved(&mut self, proof: &Proof, flight: &Packed) {
+        let Packed { sent, patience, given, .. } = flight;
+        let cut_short = |step: &Step| *given < time_for_safety(step, *sent, *patience);
+        self.calls.iter_mut().for_each(|call| call.proved(proof, cut_short));
     }
 
     /// Takes in the reply to the call `index`; `late` collects the steps

@@ -73,8 +73,11 @@ pub struct Opening {
     open: Arc<OpenFd>,
     purpose: Purpose,
     end: Instant,
+    began: Instant,
     /// Where to; not known while it is searched for.
     address: Option<Address>,
+    /// Where else, if the primary is not there.
+    others: VecDeque<Address>,
     stage: Stage,
 }
 
@@ -118,8 +121,10 @@ impl Opening {
             settings: Arc::clone(settings),
             open: Arc::clone(open),
             purpose,
+            began: clock::now(),
             end: clock::now() + limit(settings),
             address: None,
+            others: VecDeque::new(),
             stage: Stage::Impossible("there is no address".to_owned()),
         };
         match &settings.place {
@@ -160,10 +165,9 @@ impl Opening {
             let moved = match &mut self.stage {
                 Stage::Impossible(why) => Err(Trouble::Unreachable(std::mem::take(why))),
                 Stage::Searching(search) => match search.advance(slice) {
-                    Ok(Some(address)) => {
-                        // The server gets the time of a server.
-                        self.end = clock::now() + limit(&self.settings);
-                        self.go_to(address);
+                    Ok(Some(candidates)) => {
+                        self.others = candidates;
+                        self.go_to_another();
                         continue;
                     }
                     Ok(None) => Ok(None),
@@ -199,11 +203,32 @@ impl Opening {
             };
             match moved {
                 Ok(Some(stage)) => self.stage = stage,
-                Ok(None) if clock::now() >= self.end => return Err(self.too_slow()),
-                Ok(None) => return Ok(None),
+                Ok(None) if clock::now() < self.end => return Ok(None),
+                Ok(None) => {
+                    let trouble = self.too_slow();
+                    if !self.go_to_another() {
+                        return Err(trouble);
+                    }
+                }
+                Err(Trouble::Unreachable(_) | Trouble::NotReady(_)) if self.go_to_another() => {}
                 Err(trouble) => return Err(self.at_the_address(trouble)),
             }
         }
+    }
+
+    /// On to the next candidate, if there is one: it gets the time of a server.
+    fn go_to_another(&mut self) -> bool {
+        let another = self.others.pop_front();
+        another.is_some_and(|address| {
+            self.end = clock::now() + limit(&self.settings);
+            self.go_to(address);
+            true
+        })
+    }
+
+    /// How long it has taken so far.
+    pub fn took(&self) -> Duration {
+        clock::since(self.began)
     }
 
     fn secured(&mut self) -> Result<Stage, Trouble> {

@@ -189,7 +189,8 @@ fn together(values: &[Value], follows: Follows) {
     let (mut late, mut safe) = (Vec::new(), false);
     let mut values = values.iter().filter(|value| !matches!(value, Value::Push { .. }));
     'talk: while !batch.answered() {
-        let Packed { mut expected, .. } = pack(&mut batch);
+        let mut packed = pack(&mut batch);
+        let mut expected = std::mem::take(&mut packed.expected);
         let mut proof = Proof::default();
         while let Some(next) = expected.pop_front() {
             let Some(value) = values.next() else {
@@ -208,7 +209,7 @@ fn together(values: &[Value], follows: Follows) {
                 }
             }
         }
-        batch.proved(&proof);
+        batch.proved(&proof, &packed);
     }
     let astray = batch.evict(|_| true);
     batch.fail(&Error::Unreachable("the connection broke".to_owned()));

@@ -30,9 +30,9 @@ pub struct Probe {
 
 impl Probe {
     /// Connects.
-    pub fn open(settings: Settings, patrol: &mut Patrol<'_>) -> Result<Self> {
+    pub fn open(settings: Settings, purpose: Purpose, patrol: &mut Patrol<'_>) -> Result<Self> {
         let (settings, open) = (Arc::new(settings), Arc::<OpenFd>::default());
-        let mut opening = Opening::begin(&settings, &open, Purpose::Work);
+        let mut opening = Opening::begin(&settings, &open, purpose);
         let opened = loop {
             match opening.advance(patrol.next()) {
                 Ok(Some(opened)) => break opened,

@@ -83,7 +83,7 @@ impl Scout {
                 cluster.hopeless(&Error::Unreachable(why));
             }
             Err(Trouble::Unreachable(why) | Trouble::NotReady(why)) => {
-                cluster.not_found(why, clock::now() + self.failures.fail());
+                cluster.not_found(why, clock::now() + self.failures.fail(Duration::ZERO));
             }
         }
     }

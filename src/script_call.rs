@@ -14,7 +14,7 @@ use redis::ServerError;
 use crate::clock::{self, ServerClock};
 use crate::error::{Error, is_passing};
 use crate::names::{Name, place_key, side_key};
-use crate::safety::{Proof, Safety};
+use crate::safety::Proof;
 use crate::script::Script;
 use crate::settings::Address;
 use crate::step::{Ask, Attempt, Extension, Reply, Right, Step};
@@ -186,12 +186,6 @@ impl ScriptCall {
         self.identity.first_sent.is_some_and(|first| first + RECORD_LIFE <= now)
     }
 
-    /// How safe it must be before all of its callers are told.
-    pub fn safety(&self) -> Safety {
-        let wanted = self.steps.iter().map(|step| step.safety);
-        wanted.fold(Safety::default(), Safety::and)
-    }
-
     /// Prepares to be asked at another node.
     pub fn go_on(&mut self) {
         self.journey.hops += 1;
@@ -327,18 +321,20 @@ impl ScriptCall {
         self.answered = self.unsafe_yet.is_empty();
     }
 
-    /// The server has said how safe everything is that was in flight.
-    pub fn proved(&mut self, proof: &Proof) {
+    /// The server has said how safe everything is that was in flight. What is not safe, and was `cut_short`,
+    /// is asked about again.
+    pub fn proved(&mut self, proof: &Proof, cut_short: impl Fn(&Step) -> bool) {
         if self.unsafe_yet.is_empty() {
             return;
         }
-        for (step, reply) in self.unsafe_yet.drain(..) {
-            step.finish(match proof.judge(step.safety) {
-                Ok(()) => reply,
-                Err(short) => Reply::Failed(short),
-            });
-        }
         self.answered = true;
+        for (step, reply) in self.unsafe_yet.drain(..) {
+            match proof.judge(step.safety) {
+                Ok(()) => step.finish(reply),
+                Err(_) if cut_short(&step) => self.answered = false,
+                Err(short) => step.finish(Reply::Failed(short)),
+            }
+        }
     }
 }
 

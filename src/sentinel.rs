@@ -6,14 +6,17 @@
 //! largest wins. As soon as most sentinels name it, nobody else is waited for; and for the slow ones
 //! no longer than [`PATIENCE`], once one has answered.
 //!
+//! Whether a candidate is a primary is for itself to say, in the handshake. If it does not, or is not there, the
+//! next one is tried, whom the others name; and if there is none, all are asked again.
+//!
 //! | a sentinel's answer | meaning |
 //! |---|---|
 //! | none, or nonsense | it does not count |
 //! | it knows no service of that name | an error, if none knows |
 //! | address and epoch | a candidate |
-//!
-//! Whether the candidate is a primary is for itself to say, in the handshake: if not, all are asked again.
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,8 +80,8 @@ impl Search {
         Self { service: Arc::clone(service), asked, heard: None }
     }
 
-    /// Moves on. `None` when `until` is over first.
-    pub fn advance(&mut self, until: Instant) -> Result<Option<Address>, Trouble> {
+    /// Moves on. Candidates, the best first; `None` when `until` is over first.
+    pub fn advance(&mut self, until: Instant) -> Result<Option<VecDeque<Address>>, Trouble> {
         loop {
             let now = clock::now();
             for asked in &mut self.asked {
@@ -95,31 +98,41 @@ impl Search {
     }
 
     /// What the answers so far come to; none while it is too early.
-    fn verdict(&mut self, now: Instant) -> Option<Result<Address, Trouble>> {
-        let candidates = self.asked.iter().filter_map(|asked| match &asked.said {
-            Said::Primary(address, epoch) => Some((*epoch, address)),
-            _ => None,
-        });
-        let open = self.asked.iter().any(|asked| matches!(asked.said, Said::Nothing(_)));
-        let Some((newest, address)) = candidates.clone().max_by_key(|(epoch, _)| *epoch) else {
+    fn verdict(&mut self, now: Instant) -> Option<Result<VecDeque<Address>, Trouble>> {
+        let mut candidates: Vec<(u64, &Address)> = Vec::new();
+        let mut open = false;
+        for asked in &self.asked {
+            match &asked.said {
+                Said::Primary(address, epoch) => candidates.push((*epoch, address)),
+                said => open |= matches!(said, Said::Nothing(_)),
+            }
+        }
+        candidates.sort_by_key(|(epoch, _)| Reverse(*epoch));
+        let Some(best) = candidates.first() else {
             return if open { None } else { Some(Err(self.failure())) };
         };
-        let agree = candidates.filter(|candidate| *candidate == (newest, address)).count();
+        let agree = candidates.iter().filter(|candidate| *candidate == best).count();
         let patient = *self.heard.get_or_insert(now) + PATIENCE > now;
         if agree * 2 <= self.asked.len() && open && patient {
             return None;
         }
-        Some(Ok(address.clone()))
+        let mut addresses = VecDeque::new();
+        for (_, address) in candidates {
+            if !addresses.contains(address) {
+                addresses.push_back(address.clone());
+            }
+        }
+        Some(Ok(addresses))
     }
 
     /// Why nobody has said where the primary is.
     fn failure(&self) -> Trouble {
         let name = &self.service.name;
         let mut failures = Vec::new();
-        let mut unknown = false;
+        let (mut unknown, mut refused) = (false, None);
         for Asked { sentinel, said } in &self.asked {
             match said {
-                Said::Refused(error) => return Trouble::Refused(error.clone()),
+                Said::Refused(error) => refused = Some(error.clone()),
                 Said::Failed(why) if why.contains(&sentinel.to_string()) => {
                     failures.push(why.clone());
                 }
@@ -128,9 +141,17 @@ impl Search {
                 Said::Nothing(_) | Said::Primary(..) => {}
             }
         }
-        if unknown {
-            let words = format!("the sentinels watch no service with the name {name:?}");
-            return Trouble::Unreachable(words);
+        match refused {
+            // One of those who could not be asked just now may let us in.
+            Some(refused) if !failures.is_empty() => {
+                failures.push(format!("another lets nobody in who comes like us: {refused:?}"));
+            }
+            Some(refused) => return Trouble::Refused(refused),
+            None if unknown => {
+                let words = format!("the sentinels watch no service with the name {name:?}");
+                return Trouble::Unreachable(words);
+            }
+            None => {}
         }
         let failures = failures.join("; ");
         Trouble::Unreachable(format!("no sentinel says where {name:?} is: {failures}"))

@@ -114,9 +114,8 @@ struct Up {
 }
 
 struct Flight {
-    sent: Instant,
+    packed: Packed,
     end: Instant,
-    expected: VecDeque<Expected>,
     wrong_server: bool,
     not_now: Option<String>,
     demoted: Option<String>,
@@ -300,7 +299,7 @@ impl Session {
                         return Advance::Done(std::mem::take(&mut self.late));
                     }
                     Ok(Moved::NotNow(why)) => {
-                        let pause = self.failures.fail();
+                        let pause = self.failures.fail(Duration::ZERO);
                         up.pause = Some(clock::now() + pause);
                         self.note(why);
                         self.look_again();
@@ -358,7 +357,11 @@ impl Session {
             batch.doubt();
             self.counts.asked_again.fetch_add(1, Ordering::Relaxed);
         }
-        let pause = self.failures.fail();
+        let took = match &self.link {
+            Link::Opening(opening) => opening.took(),
+            Link::Down { .. } | Link::Up(_) => Duration::ZERO,
+        };
+        let pause = self.failures.fail(took);
         self.link = Link::Down { until: clock::now() + pause };
         self.look_again();
     }
@@ -423,7 +426,7 @@ impl Up {
                     self.socket_timeout,
                 )),
             };
-            while !flight.expected.is_empty() {
+            while !flight.packed.expected.is_empty() {
                 let slice = until.min(flight.end);
                 let written = self.wire.flush(slice).map_err(|error| error.to_string())?;
                 let reply = if written {
@@ -434,7 +437,7 @@ impl Up {
                 let received = clock::now();
                 match reply {
                     None | Some(Value::Push { .. }) if received >= flight.end => {
-                        let waited = received - flight.sent;
+                        let waited = received - flight.packed.sent;
                         return Err(format!("no answer within {} ms", waited.as_millis()));
                     }
                     None => return Ok(Moved::Pending),
@@ -470,15 +473,13 @@ fn send(
     counts: &Counts,
     socket_timeout: Duration,
 ) -> Flight {
-    let sent = clock::now();
-    let Packed { expected, patience } = batch.pack(sent, socket_timeout, clock, wire.out());
+    let packed = batch.pack(clock::now(), socket_timeout, clock, wire.out());
     // None, when all callers have left meanwhile.
-    counts.batches.fetch_add(u64::from(!expected.is_empty()), Ordering::Relaxed);
-    let calls = expected.iter().filter(|expected| matches!(expected, Expected::Call(_))).count();
-    counts.calls.fetch_add(calls as u64, Ordering::Relaxed);
-    let end = sent + socket_timeout + patience;
+    counts.batches.fetch_add(u64::from(!packed.expected.is_empty()), Ordering::Relaxed);
+    counts.calls.fetch_add(packed.calls() as u64, Ordering::Relaxed);
+    let end = packed.end();
     let (wrong_server, not_now, demoted, proof) = Default::default();
-    Flight { sent, end, expected, wrong_server, not_now, demoted, proof }
+    Flight { packed, end, wrong_server, not_now, demoted, proof }
 }
 
 impl Flight {
@@ -491,18 +492,18 @@ impl Flight {
         follows: Follows,
         late: &mut Vec<Arc<Step>>,
     ) -> Result<(), String> {
-        let index = match self.expected.pop_front() {
+        let index = match self.packed.expected.pop_front() {
             Some(Expected::Call(index)) => index,
             Some(Expected::Safety(about)) => {
                 self.proof.hear(about, &reply)?;
-                if self.expected.is_empty() {
-                    batch.proved(&self.proof);
+                if self.packed.expected.is_empty() {
+                    batch.proved(&self.proof, &self.packed);
                 }
                 return Ok(());
             }
             Some(Expected::Asking) | None => return Ok(()),
         };
-        let heeded = Heeded { reply, sent: self.sent, received };
+        let heeded = Heeded { reply, sent: self.packed.sent, received };
         match batch.hear(index, heeded, clock, follows, late) {
             Heard::Answer | Heard::Again | Heard::Astray => {}
             Heard::NotNow(why) => self.not_now = Some(why),

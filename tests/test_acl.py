@@ -161,6 +161,8 @@ def test_the_doctor_knows_it_all_with_what_is_listed_for_it(shop):
     become(shop, special=True, doctor=True)
     seen = see(shop.url, lock="lock:1", key="stock:1")
     assert not [result for result in seen.results if result.gravity.name == "UNKNOWN"]
+    for check in ("scripts", "writes", "tracking"):
+        assert seen.gravity(check).name == "FINE"
 
 
 def test_the_example_is_the_list():

@@ -26,7 +26,7 @@ from support.proxy import REPLY, Fault, Proxy, SilentHost, in_turn
 from support.servers import Server
 
 START = Callable[..., Server]
-RESULT = {"check", "gravity", "what", "why", "remedy"}
+RESULT = {"check", "gravity", "what", "why", "remedy", "where"}
 NOT_THERE = "redis://127.0.0.1:1/0"
 
 
@@ -158,7 +158,7 @@ class TestUnreachable:
             ("unix:///nowhere/to/be/found.sock", "/nowhere/to/be/found.sock"),
             ("", "URL: the URL must start with redis://"),
             ("localhost:6379", "URL: the URL must start with redis://"),
-            ("redis://:sesame@127.0.0.1:port", "URL: url is not a URL"),
+            ("redis://:sesame@127.0.0.1:port", "URL: url: the port must be a number"),
             ("redis://:sesame@127.0.0.1:1/?nonsense=1", "unknown parameter"),
             ("redis://:sesame@127.0.0.1:1/0", "cannot connect"),
         ],

@@ -156,7 +156,7 @@ def test_a_server_that_may_be_an_active_replica(
         def setting(self, name: str) -> str | Unknown:
             return settings if isinstance(settings, Unknown) else settings.get(name, "no")
 
-    fields = probes._Info(info)
+    fields = probes.Info(info)
     role = fields.text("role")
     assert probes._active_replica(Server(), fields, role) == found  # type: ignore[arg-type]
 

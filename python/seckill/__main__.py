@@ -39,6 +39,8 @@ DOCTOR_EXAMPLES = """\
 examples:
   seckill doctor                                   the server of the environment
   seckill doctor redis://10.0.0.5:6379/0
+  seckill doctor redis+sentinel://10.0.0.5,10.0.0.6,10.0.0.7/mymaster
+  seckill doctor redis+cluster://10.0.0.5:7000
   seckill doctor --lock sku:7:lock --key sku:7     are they in one cluster slot?
   SECKILL_REDIS_URL=redis://:password@host seckill doctor --json
 

@@ -8,6 +8,7 @@ use redis::Value;
 
 use super::client::{CoreClient, run_signal_handlers};
 use super::errors;
+use crate::connect::Purpose;
 use crate::error::{Error, Result};
 use crate::patrol::Patrol;
 use crate::probe;
@@ -23,13 +24,20 @@ pub struct Probe {
 #[pymethods]
 impl Probe {
     #[new]
-    #[pyo3(signature = (client, *, anonymous=false))]
-    fn new(py: Python<'_>, client: &Bound<'_, CoreClient>, anonymous: bool) -> PyResult<Self> {
+    #[pyo3(signature = (client, *, anonymous=false, sentinel=false))]
+    fn new(
+        py: Python<'_>,
+        client: &Bound<'_, CoreClient>,
+        anonymous: bool,
+        sentinel: bool,
+    ) -> PyResult<Self> {
         let mut settings = client.get().settings.clone();
         if anonymous {
-            (settings.username, settings.password) = (None, None);
+            (settings.username, settings.password, settings.provider) = (None, None, None);
         }
-        let probe = waiting(py, |patrol| probe::Probe::open(settings, patrol))?;
+        // A sentinel has less to say for itself than a server.
+        let purpose = if sentinel { Purpose::Inquire } else { Purpose::Work };
+        let probe = waiting(py, |patrol| probe::Probe::open(settings, purpose, patrol))?;
         Ok(Self { remote: probe.is_remote(), probe: Mutex::new(Some(probe)) })
     }
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import seckill
+from seckill.doctor import cluster, sentinels
 from seckill.doctor.finding import Finding, Gravity
 from seckill.doctor.findings import judge
 from seckill.doctor.probes import examine
@@ -53,6 +54,14 @@ class Seen:
 def see(url: str, **names: str) -> Seen:
     """Examine a server, and judge it."""
     return Seen(judge(examine(seckill.Client(url), **names)))
+
+
+def survey(url: str, **names: str) -> Seen:
+    """Examine a service that sentinels watch, or a cluster, and judge it."""
+    client = seckill.Client(url)
+    way = sentinels if "sentinels" in client.settings() else cluster
+    _, results = way.survey(client, names.get("lock"), names.get("key"))
+    return Seen(sorted(results, key=lambda result: result.gravity))
 
 
 def eventually(done: Callable[[], object], seconds: float = 30) -> None:

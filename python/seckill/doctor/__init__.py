@@ -4,6 +4,9 @@ facts      what is known of a server, and what could not be learnt
 probes     the questions: INFO first, CONFIG where it is allowed, and what the server really does
 findings   the judgement: from facts to findings, in order of gravity; asks nothing
            working, keeping, reaching: its checks; finding: what one is
+sentinels  a service that they watch: they, and the servers behind it
+cluster    its nodes and slots
+nodes      what is said of several servers, as one list
 report     text for people, JSON for programs
 """
 
@@ -15,6 +18,7 @@ import sys
 
 from seckill import Client, SeckillError
 from seckill._settings import ENVIRONMENT
+from seckill.doctor import cluster, sentinels
 from seckill.doctor.findings import judge
 from seckill.doctor.probes import examine
 from seckill.doctor.report import Report
@@ -22,6 +26,9 @@ from seckill.doctor.report import Report
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+
+    from seckill.doctor.finding import Finding
+    from seckill.doctor.report import Examined
 
 HEALTHY, FINDINGS, UNREACHABLE = 0, 1, 2
 
@@ -56,17 +63,27 @@ def _examined(options: Namespace) -> Report:
         return Report(None, error=f"{_source(options)}: {error}")
     server = repr(client).partition("'")[2].rpartition("'")[0]  # as a URL, password hidden
     try:
-        facts = examine(client, lock=options.lock, key=options.key)
+        facts, results = _surveyed(client, options)
     except SeckillError as error:
         password = client.settings()["password"]
         words = str(error)
         if re.search("unknown command .TIME", words):
-            words = "it does not know TIME: a Sentinel? Give the primary's address"
+            words = "it does not know TIME: a Sentinel? Give redis+sentinel://host:port/service"
         if password:  # a server, or what stands before it, may repeat what it was told
             words = words.replace(str(password), "***")
         says_where = words.startswith("cannot connect to") or " is not ready: " in words
         return Report(server, error=words if says_where else f"{server}: {words}")
-    return Report(server, facts, judge(facts))
+    return Report(server, facts, sorted(results, key=lambda result: result.gravity))
+
+
+def _surveyed(client: Client, options: Namespace) -> tuple[Examined, list[Finding]]:
+    settings = client.settings()
+    if "sentinels" in settings:
+        return sentinels.survey(client, options.lock, options.key)
+    if "cluster" in settings:
+        return cluster.survey(client, options.lock, options.key)
+    facts = examine(client, lock=options.lock, key=options.key)
+    return facts, judge(facts)
 
 
 def _source(options: Namespace) -> str:

@@ -93,6 +93,7 @@ class Facts:
     replicas: int | Unknown = NOT_ASKED
     replicas_online: int | Unknown = NOT_ASKED
     min_replicas: int | Unknown = NOT_ASKED
+    behind: tuple[int, int] | Unknown = NOT_ASKED  # the nearest replica: seconds, bytes
     scripts_are_held: bool = True  # whether a lack of replicas stops scripts, too
 
     # cluster

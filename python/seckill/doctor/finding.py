@@ -34,6 +34,7 @@ class Finding:
         what: what was found.
         why: what that leads to.
         remedy: what to do about it.
+        where: of several servers, which it is about.
     """
 
     check: str
@@ -41,6 +42,7 @@ class Finding:
     what: str
     why: str = ""
     remedy: str = ""
+    where: str = ""
 
 
 def not_known(check: str, subject: str, fact: Unknown, look: str) -> Finding:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEARLY_FULL = 0.9
+SILENT_SECONDS = 3  # a replica says something every second
+FAR_BEHIND = 1 << 20  # bytes
 
 
 def eviction(facts: Facts) -> Iterator[Finding]:
@@ -186,6 +188,17 @@ def replicas(facts: Facts) -> Iterator[Finding]:
     elif not isinstance(facts.min_replicas, Unknown):
         what = f"{have}, min-replicas-to-write {facts.min_replicas}"
         yield Finding(check, Gravity.FINE, what)
+    silent, bytes_behind = known(facts.behind, (0, 0))
+    if silent >= SILENT_SECONDS or bytes_behind >= FAR_BEHIND:
+        yield Finding(
+            check,
+            Gravity.OVERSELL,
+            f"the replica that has the most is {bytes_(bytes_behind)} behind, and was heard of"
+            f" {silent} s ago",
+            "A fail-over now undoes what it has not got: those units are sold again.",
+            "See the network between them, and the replica: a slow disk, a script, a fork. What"
+            " waits for a replica (wait_replicas=1) is safe.",
+        )
     online = known(facts.replicas_online, count)
     if online < count:
         yield Finding(

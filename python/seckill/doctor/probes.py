@@ -1,6 +1,7 @@
 """What is asked of a server. INFO first, CONFIG where it is allowed; features are tried out.
 
-Nothing is changed but one throw-away key, `seckill:{doctor}:<random>`, gone after five seconds.
+Nothing is changed but one throw-away key, `seckill:{doctor}:<random>`, gone after five seconds; in
+a cluster the tag may have a number.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from seckill import AuthenticationError, ConnectionError, ServerError
 from seckill._core import Probe
 from seckill.doctor.facts import Facts, Silent, Slots, Unknown
+from seckill.doctor.reaching import slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ ROUND_TRIPS = 20
 KEY_MS = 5000
 # A question that gets no answer ends its connection. Who does not answer that often is not there.
 MOST_SILENCES = 2
+# A node of a cluster that serves so few slots that none of these is in one of them is not tried.
+MOST_TAGS = 2000
 
 READ = "redis.call('TIME') return redis.call('EXISTS', KEYS[1])"
 WRITE = """\
@@ -49,7 +53,7 @@ def examine(client: Client, *, lock: str | None = None, key: str | None = None) 
         AuthenticationError: it does not accept the credentials.
         ServerError: it refuses the handshake.
     """
-    server = _Server(client)
+    server = Server(client)
     settings = client.settings()
     facts: dict[str, object] = {
         "lock": lock,
@@ -59,20 +63,21 @@ def examine(client: Client, *, lock: str | None = None, key: str | None = None) 
         "socket_timeout": settings["socket_timeout"],
     }
     facts |= _distance(server)
-    info = _Info(server.ask("INFO"))
+    info = Info(server.ask("INFO"))
     for ask in (_identity, _memory, _persistence, _replicas, _cluster):
         facts |= ask(server, info)
-    facts |= _features(server, facts["role"])
+    facts |= _features(server, facts["role"], facts.get("slots"))
     facts["open_to_all"] = _open_to_all(client)
     return Facts(**facts)  # type: ignore[arg-type]
 
 
-class _Server:
+class Server:
     """Asks, and connects anew when a question went unanswered."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, sentinel: bool = False) -> None:
         self.client = client
-        self.probe = Probe(client)
+        self.sentinel = sentinel
+        self.probe = Probe(client, sentinel=sentinel)
         self.silences = 0
 
     def ask(self, *words: str) -> object:
@@ -83,7 +88,7 @@ class _Server:
             self.silences += 1
             if self.silences > MOST_SILENCES:
                 raise
-            self.probe = Probe(self.client)
+            self.probe = Probe(self.client, sentinel=self.sentinel)
             return Silent(str(error))
 
     def setting(self, *names: str) -> str | Unknown:
@@ -92,7 +97,7 @@ class _Server:
         for name in names:
             reply = self.ask("CONFIG", "GET", name)
             if isinstance(reply, ServerError | Unknown):
-                return _unknown(reply)
+                return unknown(reply)
             if isinstance(reply, list):  # RESP2
                 reply = dict(zip(reply[::2], reply[1::2], strict=False))
             if isinstance(reply, dict) and name in reply:
@@ -100,11 +105,11 @@ class _Server:
         return why
 
 
-class _Info:
+class Info:
     """The fields of INFO."""
 
     def __init__(self, reply: object) -> None:
-        self.refused = None if isinstance(reply, str) else _unknown(reply)
+        self.refused = None if isinstance(reply, str) else unknown(reply)
         text = reply if isinstance(reply, str) else ""
         pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
         self.fields = {name: value.strip() for name, colon, value in pairs if colon}
@@ -114,14 +119,14 @@ class _Info:
         return self.fields.get(name, missing)
 
     def number(self, name: str) -> int | Unknown:
-        return _number(self.text(name))
+        return number_of(self.text(name))
 
 
-def _unknown(reply: object) -> Unknown:
+def unknown(reply: object) -> Unknown:
     return reply if isinstance(reply, Unknown) else Unknown(str(reply))
 
 
-def _number(text: str | Unknown) -> int | Unknown:
+def number_of(text: str | Unknown) -> int | Unknown:
     if isinstance(text, Unknown):
         return text
     try:
@@ -144,7 +149,7 @@ def _first(*sources: Callable[[], str | Unknown]) -> str | Unknown:
     return answers[0]
 
 
-def _distance(server: _Server) -> dict[str, object]:
+def _distance(server: Server) -> dict[str, object]:
     """How long an answer takes, and how far apart the clocks are."""
     took: list[float] = []
     skews: list[tuple[float, float]] = []  # the quicker the answer, the better it is known
@@ -155,7 +160,7 @@ def _distance(server: _Server) -> dict[str, object]:
         reply = server.ask("TIME")
         seconds = time.perf_counter() - began
         if not isinstance(reply, list):
-            why = _unknown(reply)
+            why = unknown(reply)
             break
         theirs = int(reply[0]) + int(reply[1]) / 1e6  # the handshake has seen to it that it is so
         took.append(seconds)
@@ -169,7 +174,7 @@ def _distance(server: _Server) -> dict[str, object]:
     }
 
 
-def _name(info: _Info) -> str | Unknown:
+def _name(info: Info) -> str | Unknown:
     for name in ("Valkey", "Redis"):
         version = info.text(f"{name.lower()}_version")
         if not isinstance(version, Unknown):
@@ -177,12 +182,12 @@ def _name(info: _Info) -> str | Unknown:
     return version
 
 
-def _identity(server: _Server, info: _Info) -> dict[str, object]:
+def _identity(server: Server, info: Info) -> dict[str, object]:
     facts: dict[str, object] = {"server": _name(info)}
 
     def of_role() -> str | Unknown:
         reply = server.ask("ROLE")
-        return str(reply[0]) if isinstance(reply, list) and reply else _unknown(reply)
+        return str(reply[0]) if isinstance(reply, list) and reply else unknown(reply)
 
     role = _first(lambda: info.text("role"), of_role)
     facts["role"] = role
@@ -195,7 +200,7 @@ def _identity(server: _Server, info: _Info) -> dict[str, object]:
     return facts | {"active_replica": _active_replica(server, info, role)}
 
 
-def _active_replica(server: _Server, info: _Info, role: str | Unknown) -> bool | Unknown:
+def _active_replica(server: Server, info: Info, role: str | Unknown) -> bool | Unknown:
     """Whether several servers take writes for one another, as KeyDB can have it."""
     if role == "active-replica":
         return True
@@ -210,19 +215,19 @@ def _active_replica(server: _Server, info: _Info, role: str | Unknown) -> bool |
     return why if info.refused or says_keydb else False
 
 
-def _memory(server: _Server, info: _Info) -> dict[str, object]:
+def _memory(server: Server, info: Info) -> dict[str, object]:
     def either(field: str, setting: str) -> str | Unknown:
         return _first(lambda: info.text(field), lambda: server.setting(setting))
 
     return {
-        "maxmemory": _number(either("maxmemory", "maxmemory")),
+        "maxmemory": number_of(either("maxmemory", "maxmemory")),
         "used_memory": info.number("used_memory"),
         "policy": either("maxmemory_policy", "maxmemory-policy"),
         "evicted": info.number("evicted_keys"),
     }
 
 
-def _persistence(server: _Server, info: _Info) -> dict[str, object]:
+def _persistence(server: Server, info: Info) -> dict[str, object]:
     aof = _is(info.text("aof_enabled"), "1")
     if isinstance(aof, Unknown):
         setting = _is(server.setting("appendonly"), "yes")
@@ -236,11 +241,15 @@ def _persistence(server: _Server, info: _Info) -> dict[str, object]:
     }
 
 
-def _replicas(server: _Server, info: _Info) -> dict[str, object]:
+def _replicas(server: Server, info: Info) -> dict[str, object]:
     count = info.number("connected_slaves")
-    online: int | Unknown = sum(
-        name.startswith("slave") and "state=online" in value for name, value in info.fields.items()
-    )
+    followers = [
+        dict(field.partition("=")[::2] for field in value.split(","))
+        for name, value in info.fields.items()
+        if name.startswith("slave") and "state=" in value
+    ]
+    good = [follower for follower in followers if follower.get("state") == "online"]
+    online: int | Unknown = len(good)
     if isinstance(count, Unknown):
         online = count
         reply = server.ask("ROLE")
@@ -249,36 +258,49 @@ def _replicas(server: _Server, info: _Info) -> dict[str, object]:
     # INFO counts the good replicas only where so many are wanted.
     wanted: int | Unknown = 0
     if info.refused or "min_slaves_good_slaves" in info.fields:
-        wanted = _number(server.setting("min-replicas-to-write", "min-slaves-to-write"))
+        wanted = number_of(server.setting("min-replicas-to-write", "min-slaves-to-write"))
         if isinstance(wanted, Unknown) and not info.refused:
             wanted = 1  # or more
     return {
         "replicas": count,
         "replicas_online": online,
+        "behind": _behind(good, info),
         "min_replicas": wanted,
         # By its version, for once: while there are replicas enough, nothing shows it.
         "scripts_are_held": not str(_name(info)).startswith(("Redis 5.", "Redis 6.")),
     }
 
 
-def _cluster(server: _Server, info: _Info) -> dict[str, object]:
+def _behind(followers: list[dict[str, str]], info: Info) -> tuple[int, int] | Unknown:
+    """Of the replica that has the most: since when it is silent, and what it has not got yet."""
+    written = info.number("master_repl_offset")
+    if isinstance(written, Unknown) or not followers:
+        return Unknown("INFO does not tell")
+    try:
+        distances = [(int(one["lag"]), max(written - int(one["offset"]), 0)) for one in followers]
+    except (KeyError, ValueError):
+        return Unknown("INFO does not tell")
+    return min(distances, key=lambda distance: (distance[1], distance[0]))
+
+
+def _cluster(server: Server, info: Info) -> dict[str, object]:
     enabled = _is(info.text("cluster_enabled"), "1")
     if enabled is False:
         return {"cluster": False}
     reply = server.ask("CLUSTER", "INFO")
     if not isinstance(reply, str):
-        why = _unknown(reply)
+        why = unknown(reply)
         if "cluster support disabled" in why.why:
             enabled = False
         return {"cluster": enabled, "cluster_state": why, "slots": why}
-    state = _Info(reply).text("cluster_state")
+    state = Info(reply).text("cluster_state")
     return {"cluster": True, "cluster_state": state, "slots": _slots(server)}
 
 
-def _slots(server: _Server) -> Slots | Unknown:
+def _slots(server: Server) -> Slots | Unknown:
     me, ranges = server.ask("CLUSTER", "MYID"), server.ask("CLUSTER", "SLOTS")
     if not isinstance(me, str) or not isinstance(ranges, list):
-        return _unknown(ranges if isinstance(me, str) else me)
+        return unknown(ranges if isinstance(me, str) else me)
     here, elsewhere = [], []
     try:
         for first, last, (host, port, node, *_), *_replicas in ranges:
@@ -291,9 +313,12 @@ def _slots(server: _Server) -> Slots | Unknown:
     return Slots(tuple(here), tuple(elsewhere))
 
 
-def _features(server: _Server, role: object) -> dict[str, object]:
-    """What the server really does, with a key of our own."""
-    key = f"seckill:{{doctor}}:{secrets.token_hex(8)}"
+def _features(server: Server, role: object, slots: object) -> dict[str, object]:
+    """What the server really does, with a key of our own, in a slot that it serves."""
+    tags = ["doctor", *(f"doctor{number}" for number in range(MOST_TAGS))]
+    if isinstance(slots, Slots) and slots.here:
+        tags = [tag for tag in tags if slots.server_of(slot(tag)) is None] or tags
+    key = f"seckill:{{{tags[0]}}}:{secrets.token_hex(8)}"
     facts: dict[str, object] = {"scripts": _error(server.ask("EVAL", READ, "1", key))}
     if facts["scripts"] is None:
         write = server.ask("EVAL", WRITE, "1", key, str(KEY_MS))
@@ -313,7 +338,7 @@ def _features(server: _Server, role: object) -> dict[str, object]:
     return facts
 
 
-def _tracking(server: _Server, key: str, *, writable: bool) -> str | Unknown | None:
+def _tracking(server: Server, key: str, *, writable: bool) -> str | Unknown | None:
     """Whether the server tells of a change to what was read, as those who wait for a lock need."""
     questions: list[tuple[str, ...]] = [("HELLO",), ("CLIENT", "TRACKING", "ON")]
     for words in questions:  # it tells in RESP3 only
@@ -322,7 +347,7 @@ def _tracking(server: _Server, key: str, *, writable: bool) -> str | Unknown | N
             return refused
     if not writable:
         return Unknown("accepted, but not tried, as nothing can be written")
-    questions = [("GET", key), ("EVAL", WRITE, "1", key, str(KEY_MS)), ("PING",)]
+    questions = [("GET", key), ("EVAL", WRITE, "1", key, str(KEY_MS)), ("TIME",)]
     for words in questions:
         refused = _error(server.ask(*words))
         if refused is not None:
@@ -339,7 +364,8 @@ def _error(reply: object) -> str | Unknown | None:
 
 def _open_to_all(client: Client) -> bool | Unknown:
     settings = client.settings()
-    if not settings["password"] and not settings["username"]:
+    who = ("password", "username", "credential_provider")
+    if not any(settings.get(name) for name in who):
         return True  # we are in
     try:
         Probe(client, anonymous=True)

@@ -52,8 +52,7 @@ def cluster(facts: Facts) -> Iterator[Finding]:
             Gravity.STALL,
             f"{facts.slots.count:,} of {SLOTS:,} slots are served here, the rest by other nodes",
             "A connection to this node alone is refused for the names of the others (MOVED).",
-            "Use a cluster connection, if your version of seckill has it; else names with one hash"
-            " tag, {sale}, and the address of the node that serves its slot; or no cluster.",
+            "redis+cluster:// and this address (here and where you sell) asks all nodes.",
         )
 
 
@@ -73,7 +72,7 @@ def names(facts: Facts) -> Iterator[Finding]:
             ("" if in_cluster else "It matters in a cluster only. ")
             + "There one step cannot reach both: an update is refused, or takes three round trips"
             " instead of one.",
-            _hash_tag_advice(known(facts.lock, "") or "", known(facts.key, "") or ""),
+            hash_tag_advice(known(facts.lock, "") or "", known(facts.key, "") or ""),
         )
     else:
         both = "the same slot: " if len(given) == 2 else ""
@@ -88,11 +87,11 @@ def names(facts: Facts) -> Iterator[Finding]:
                 Gravity.STALL,
                 f"the {what} {name!r} is served by another node, {address}",
                 "This one refuses it (MOVED).",
-                f"Connect to {address}, or use a cluster connection.",
+                f"Connect by redis+cluster://{address}.",
             )
 
 
-def _hash_tag_advice(lock: str, key: str) -> str:
+def hash_tag_advice(lock: str, key: str) -> str:
     tag = _tag(key)
     if "}" in tag or "{" in lock or "{" in tag:
         return "Give both names the same part in braces: {sale}:lock and {sale}:stock."

@@ -10,12 +10,19 @@ import sys
 from unicodedata import east_asian_width
 
 import seckill
-from seckill.doctor.facts import Facts, Unknown
+from seckill.doctor.facts import Unknown
 from seckill.doctor.finding import Finding, Gravity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import TypeAlias
+
+    from seckill.doctor.cluster import Sharded
+    from seckill.doctor.facts import Facts
+    from seckill.doctor.sentinels import Watched
+
+    Examined: TypeAlias = Facts | Watched | Sharded
 
 WIDEST = 100  # columns; longer lines are hard to read
 NARROWEST = 30
@@ -54,7 +61,7 @@ class Report:
     def __init__(
         self,
         server: str | None,
-        facts: Facts | None = None,
+        facts: Examined | None = None,
         results: Sequence[Finding] = (),
         *,
         error: str | None = None,
@@ -102,10 +109,11 @@ class Report:
             page.write("")
             page.write(HEADINGS[gravity], style=f"{BOLD};{COLOURS[gravity]}")
             if gravity is Gravity.FINE:
-                page.write("; ".join(result.what for result in results), indent=2)
+                page.write("; ".join(dict.fromkeys(result.what for result in results)), indent=2)
                 continue
             for result in results:
-                page.write(f"* {result.what}", indent=2, hang=2, style=BOLD)
+                where = f" [{result.where}]" if result.where else ""
+                page.write(f"* {result.what}{where}", indent=2, hang=2, style=BOLD)
                 if result.why:
                     page.write(result.why, indent=4)
                 page.write(result.remedy, first="-> ", indent=4, hang=3)
@@ -133,6 +141,7 @@ def _result(result: Finding) -> dict[str, str]:
         "what": result.what,
         "why": result.why,
         "remedy": result.remedy,
+        "where": result.where,
     }
 
 
