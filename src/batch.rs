@@ -168,9 +168,10 @@ impl Batch {
         self.calls.len()
     }
 
-    /// How many steps it holds.
+    /// How many steps it holds that are not for another node.
     pub fn steps(&self) -> usize {
-        self.calls.iter().map(|call| call.steps.len()).sum()
+        let here = self.calls.iter().filter(|call| call.journey.astray.is_none());
+        here.map(|call| call.steps.len()).sum()
     }
 
     /// Somebody who waits for an answer of this batch.

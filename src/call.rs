@@ -388,6 +388,9 @@ impl Call {
 
     /// An acquire that may have succeeded, or may yet, must leave no lock that nobody holds, and no
     /// place in a queue that nobody waits in.
+    ///
+    /// A delayed copy of it is refused as stale, for the release has a later number. Not so in a cluster,
+    /// if the slot moved meanwhile: then a copy that comes later still leaves a lock until its lease ends.
     fn undo(&mut self, under_way: bool) -> Option<Arc<Step>> {
         let Wish::Acquire { lock, .. } = &self.wish else { return None };
         let acquiring = self.acquiring.as_deref_mut()?;

@@ -68,7 +68,7 @@ pub struct Cluster {
     version: AtomicU64,
 }
 
-/// What is locked for moments only, and never while anything else is.
+/// What is locked for moments only. The order of locks: a session, a queue, this, a step's home.
 #[derive(Default)]
 struct State {
     /// For each slot the number of its node; empty without a map.
@@ -83,6 +83,8 @@ struct State {
     /// When to look the map up.
     look: Option<Instant>,
     looked: Option<Instant>,
+    /// When somebody doubted it last.
+    doubted: Option<Instant>,
     /// The scout's thread; none without one.
     scout: Option<Thread>,
 }
@@ -93,9 +95,21 @@ impl State {
         Some(&self.nodes.get(usize::from(number))?.1)
     }
 
+    /// Which nodes have slots.
+    fn used(&self) -> Vec<bool> {
+        let mut used = vec![false; self.nodes.len()];
+        for number in &self.slots {
+            if let Some(used) = used.get_mut(usize::from(*number)) {
+                *used = true;
+            }
+        }
+        used
+    }
+
     /// The map may be out of date: it is looked up again, if that was not done a moment ago.
     fn doubt(&mut self) {
         let now = clock::now();
+        self.doubted = Some(now);
         let soon = self.looked.map_or(now, |looked| now.max(looked + FRESH));
         self.look = Some(self.look.map_or(soon, |look| look.min(soon)));
     }
@@ -209,6 +223,9 @@ impl Cluster {
 
     /// Finds a new place for a step that was not sent.
     pub fn move_step(&self, step: Arc<Step>) {
+        if !step.caller.is_somebody() {
+            return self.put_orphan(&step);
+        }
         if let Some(lane) = self.lane(step.ask.recorded_under()) {
             step.moves_to(Some(&lane.combiner));
             lane.combiner.take_over(step);
@@ -238,7 +255,11 @@ impl Cluster {
                 Some(number)
             }
             Some(Redirect::Ask(ref address)) => Some(self.number(&mut state, address, &call)),
-            Some(Redirect::Later) | None => None,
+            Some(Redirect::Later) => {
+                self.note("TRYAGAIN: the slot is on its way to another node".to_owned());
+                None
+            }
+            None => None,
         };
         let lane = lane.and_then(|number| state.nodes.get(usize::from(number)));
         let lane = lane.map(|(_, lane)| Arc::clone(lane));
@@ -370,24 +391,32 @@ impl Cluster {
         self.state().calls.push((now + LONGEST_REST, call));
     }
 
-    /// Whom to ask for a map, the best first.
+    /// Whom to ask for a map: those who have slots, by chance, so that a crowd of clients does not ask the
+    /// same one; then those that we were told of at first, and then all that have ever been there.
     pub fn candidates(&self) -> Vec<Address> {
-        let mut nodes: Vec<Address> =
-            self.state().nodes.iter().map(|(address, _)| address.clone()).collect();
-        // So that a crowd of clients does not ask the same node.
-        for last in (1..nodes.len()).rev() {
-            nodes.swap(last, random::below(u32::try_from(last + 1).unwrap_or(1)) as usize);
+        let state = self.state();
+        let (mut candidates, mut others) = (Vec::new(), Vec::new());
+        for ((address, _), used) in state.nodes.iter().zip(state.used()) {
+            if used { &mut candidates } else { &mut others }.push(address.clone());
+        }
+        drop(state);
+        for last in (1..candidates.len()).rev() {
+            let below = u32::try_from(last + 1).unwrap_or(u32::MAX);
+            candidates.swap(last, random::below(below) as usize);
         }
         if let Place::Cluster(seeds) = &self.settings.place {
-            nodes.extend(
-                seeds.iter().filter(|seed| !nodes.contains(seed)).cloned().collect::<Vec<_>>(),
-            );
+            others.splice(0..0, seeds.iter().cloned());
         }
-        nodes
+        for address in others {
+            if !candidates.contains(&address) {
+                candidates.push(address);
+            }
+        }
+        candidates
     }
 
-    /// A map was found: whatever waits for it is placed.
-    pub fn found(&self, map: &Map) {
+    /// A map was found, by a search that began then: whatever waits for it is placed.
+    pub fn found(&self, map: &Map, began: Instant) {
         let mut state = self.state();
         let mut slots = vec![NOBODY; usize::from(SLOTS)];
         for range in &map.ranges {
@@ -395,17 +424,17 @@ impl Cluster {
             slots[usize::from(range.from)..=usize::from(range.to)].fill(number);
         }
         let now = clock::now();
-        (state.look, state.looked) = (None, Some(now));
+        let doubted = state.doubted.is_some_and(|doubted| doubted > began);
+        (state.look, state.looked) = (doubted.then(|| now + FRESH), Some(now));
+        let former = state.used();
         if state.slots != slots {
             state.slots = slots;
             self.version.fetch_add(1, Ordering::Release);
         }
-        let mut used = vec![false; state.nodes.len()];
-        for number in &state.slots {
-            used.get_mut(usize::from(*number)).into_iter().for_each(|used| *used = true);
-        }
-        let idle = state.nodes.iter().zip(used).filter(|(_, used)| !used);
-        let idle: Vec<_> = idle.map(|((_, lane), _)| Arc::clone(lane)).collect();
+        let gone = |(was, is): (bool, bool)| was && !is;
+        let gone = former.into_iter().zip(state.used()).map(gone);
+        let gone = state.nodes.iter().zip(gone).filter(|(_, gone)| *gone);
+        let gone: Vec<_> = gone.map(|((_, lane), _)| Arc::clone(lane)).collect();
         let (placed, homeless) = std::mem::take(&mut state.steps)
             .into_iter()
             .partition(|step| state.lane(step.ask.recorded_under()).is_some());
@@ -418,7 +447,7 @@ impl Cluster {
             state.look = Some(now + 2 * FRESH);
         }
         drop(state);
-        for lane in idle {
+        for lane in gone {
             lane.combiner.disconnect();
         }
         for step in placed {

@@ -215,13 +215,13 @@ impl Combiner {
             patient = own.is_none();
             let advanced = session.advance(until);
             session.ring();
+            if let Some(cluster) = self.cluster.as_ref().and_then(Weak::upgrade) {
+                session.astray().into_iter().for_each(|call| cluster.place(call));
+            }
             match advanced {
                 Advance::Unsettled => self.settle(&mut session),
                 Advance::Done(late) => {
                     session.take_in(late, true);
-                    if let Some(cluster) = self.cluster.as_ref().and_then(Weak::upgrade) {
-                        session.astray().into_iter().for_each(|call| cluster.place(call));
-                    }
                     if clock::now() >= until {
                         break;
                     }
@@ -281,7 +281,12 @@ impl Combiner {
             }
         };
         session.take_in(steps, mixed);
-        let gathered = session.gather(guests);
+        let mut gathered = session.gather(guests);
+        if gathered && self.cluster.is_some() && !session.is_up() {
+            // Something may have come here after the node had gone, and its slot to another one.
+            self.settle(session);
+            gathered = session.is_busy();
+        }
         lock(&self.queue).still_waiting(session.waiting());
         gathered
     }
@@ -305,13 +310,18 @@ impl Combiner {
     /// never will be.
     pub fn leave(&self, step: &Step) -> bool {
         let under_way = step.leave();
+        self.left(step);
+        under_way
+    }
+
+    /// The caller has gone: somebody else leads.
+    pub fn left(&self, step: &Step) {
         lock(&self.queue).sweep();
         if step.caller.can_lead()
             && let Some(session) = self.try_session()
         {
             self.free(session, None);
         }
-        under_way
     }
 
     /// What is known of why there is no answer.

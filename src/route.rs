@@ -82,10 +82,14 @@ impl Route {
     pub fn leave(&self, step: &Step) -> bool {
         match &self.way {
             Way::One(lane) => lane.combiner.leave(step),
-            Way::Cluster(_) => match step.home() {
-                Some(home) => home.leave(step),
-                None => step.leave(),
-            },
+            Way::Cluster(_) => {
+                // In this order: who moves the step looks whether it is wanted after it has a new home.
+                let under_way = step.leave();
+                if let Some(home) = step.home() {
+                    home.left(step);
+                }
+                under_way
+            }
         }
     }
 

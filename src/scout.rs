@@ -66,16 +66,17 @@ impl Scout {
         }
         let Some(asking) = &mut self.search else { return Some(task) };
         if let Some(found) = asking.advance(now + SLICE) {
+            let began = asking.began;
             self.search = None;
-            self.conclude(cluster, found);
+            self.conclude(cluster, found, began);
         }
         None
     }
 
-    fn conclude(&mut self, cluster: &Cluster, found: Result<Map, Trouble>) {
+    fn conclude(&mut self, cluster: &Cluster, found: Result<Map, Trouble>, began: Instant) {
         match found {
             Ok(map) => {
-                cluster.found(&map);
+                cluster.found(&map, began);
                 self.failures.forget();
             }
             Err(Trouble::Refused(error)) => cluster.hopeless(&error),
@@ -90,6 +91,7 @@ impl Scout {
 }
 
 struct Search {
+    began: Instant,
     settings: Arc<Settings>,
     candidates: VecDeque<Address>,
     asked: Vec<(Address, Inquiry)>,
@@ -103,6 +105,7 @@ struct Search {
 impl Search {
     fn begin(cluster: &Cluster) -> Self {
         Self {
+            began: clock::now(),
             settings: Arc::clone(&cluster.settings),
             candidates: cluster.candidates().into(),
             asked: Vec::new(),

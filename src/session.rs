@@ -158,6 +158,11 @@ impl Session {
         self.batch.is_some()
     }
 
+    /// Whether there is a connection.
+    pub fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up(_))
+    }
+
     /// Somebody who waits for the batch at hand, or for the next one.
     pub fn somebody(&self) -> Option<Arc<Step>> {
         let at_hand = self.batch.as_ref().and_then(Batch::somebody);
@@ -255,6 +260,10 @@ impl Session {
                 return Advance::Unsettled;
             }
             let Some(batch) = &mut self.batch else { return Advance::Done(Vec::new()) };
+            if batch.answered() && !matches!(self.link, Link::Up(_)) {
+                self.batch = None;
+                return Advance::Done(std::mem::take(&mut self.late));
+            }
             if !batch.wanted() && !batch.answered() {
                 return self.give_up();
             }
@@ -285,10 +294,7 @@ impl Session {
                 },
                 Link::Up(up) => match up.advance(batch, &self.counts, &mut self.late, until) {
                     Ok(Moved::Answered { wrong_server }) => {
-                        self.astray = batch.evict(|_| true);
-                        if !self.astray.is_empty() {
-                            self.id = random::hex().into();
-                        }
+                        self.put_out_astray();
                         if self.failures.forget() {
                             self.note(String::new());
                         }
@@ -302,6 +308,7 @@ impl Session {
                         let pause = self.failures.fail(Duration::ZERO);
                         up.pause = Some(clock::now() + pause);
                         self.note(why);
+                        self.put_out_astray();
                         self.look_again();
                     }
                     Ok(Moved::Pending) => return Advance::Pending,
@@ -316,6 +323,16 @@ impl Session {
             (_, Some(_)) => Follows::Calls,
             (Place::Sentinel(_), None) => Follows::Connection,
             _ => Follows::Nothing,
+        }
+    }
+
+    /// What has turned out to be another node's does not wait for this one.
+    fn put_out_astray(&mut self) {
+        let Some(batch) = &mut self.batch else { return };
+        let astray = batch.evict(|_| true);
+        if !astray.is_empty() {
+            self.id = random::hex().into();
+            self.astray.extend(astray);
         }
     }
 
@@ -357,6 +374,7 @@ impl Session {
             batch.doubt();
             self.counts.asked_again.fetch_add(1, Ordering::Relaxed);
         }
+        self.put_out_astray();
         let took = match &self.link {
             Link::Opening(opening) => opening.took(),
             Link::Down { .. } | Link::Up(_) => Duration::ZERO,

@@ -78,7 +78,12 @@ impl Apart {
                 Part::Look => self.seen(outer, result),
                 Part::Take => self.taken(outer, result),
                 Part::Stock => self.changed(outer, result),
-                Part::GiveBack => None,
+                Part::GiveBack => {
+                    if result.is_err() {
+                        self.give_back_later(outer);
+                    }
+                    None
+                }
             };
             let Some((part, inner)) = next else {
                 let nothing = || Err(Error::Interrupted);
