@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
+use redis::{ServerError, Value};
 
 use crate::clock::ServerClock;
 use crate::error::Error;
@@ -248,6 +248,11 @@ impl Batch {
         self.calls.iter_mut().for_each(|call| call.proved(proof, cut_short));
     }
 
+    /// ASKING was refused, so the call `index` will be: it is not sent to and fro.
+    pub fn not_let_in(&mut self, index: usize, error: &ServerError) {
+        self.calls[index].refused(error, Follows::Nothing);
+    }
+
     /// Takes in the reply to the call `index`; `late` collects the steps
     /// that were refused only because the batch came too late.
     pub fn hear(
@@ -260,6 +265,9 @@ impl Batch {
     ) -> Heard {
         let Heeded { reply, sent, received } = heeded;
         let call = &mut self.calls[index];
+        if call.answered {
+            return Heard::Answer;
+        }
         let overdue = call.is_overdue(received);
         let text = match reply {
             Value::BulkString(text) => text,

@@ -372,6 +372,20 @@ impl Combiner {
         }
     }
 
+    /// Whether the pilot has been called, and has not looked.
+    #[cfg(test)]
+    pub(crate) fn calls_pilot(&self) -> bool {
+        lock(&self.queue).pilot.called
+    }
+
+    /// A round of the pilot's, for a simulation that plays its part.
+    #[cfg(test)]
+    pub(crate) fn fly(&self, until: Instant) {
+        lock(&self.queue).pilot_looks(clock::now());
+        self.expire_orphans();
+        self.lead_with(None, until, false);
+    }
+
     fn expire_orphans(&self) {
         let now = clock::now();
         lock(&self.orphans).retain(|step| {

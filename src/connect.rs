@@ -516,6 +516,13 @@ fn refusal(expect: Expect, code: &str, detail: &str) -> Trouble {
     Trouble::Refused(Error::Refused { code: code.to_owned(), detail: detail.to_owned() })
 }
 
+/// Greets whoever is at the other end of `wire`, and asks for all that can be asked for in a handshake.
+#[cfg(any(test, fuzzing))]
+pub fn greet(wire: Wire, settings: &Settings, until: Instant) -> Result<bool, Trouble> {
+    let login = settings.password.clone().map(|password| Login { username: None, password });
+    Greeting::new(wire, login, settings, Purpose::Listen, true).advance(settings, until)
+}
+
 /// Whether the answer to ROLE is a primary's.
 fn is_primary(role: &[Value]) -> bool {
     matches!(role.first(), Some(Value::BulkString(role)) if role == b"master" || role == b"primary")

@@ -18,6 +18,7 @@ use redis::Value;
 use crate::batch::{Batch, Expected, Heeded, Packed};
 use crate::caller::Caller;
 use crate::clock::ServerClock;
+use crate::connect;
 use crate::error::Error;
 use crate::names::{Name, SLOTS};
 use crate::safety::{About, Proof, Safety};
@@ -92,6 +93,7 @@ pub fn reply(data: &[u8]) {
     assert_eq!(format!("{values:?}"), format!("{parts:?}"), "in pieces it is something else");
     let size: usize = values.iter().map(size).sum();
     assert!(size <= data.len(), "{size} values come of {} bytes", data.len());
+    handshake(data);
     let values = &values[..values.len().min(MOST_VALUES)];
     for replies in values.windows(2) {
         sentinel(replies);
@@ -108,8 +110,7 @@ pub fn reply(data: &[u8]) {
 /// All that comes of a connection that receives this and ends, first only so much of it; and whether
 /// there was something that is no reply.
 fn receive(data: &[u8], first: usize) -> (Vec<Value>, bool) {
-    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-    let mut wire = Wire::new(Line::new(ours.into(), &Arc::default()).expect("non-blocking"), None);
+    let (mut wire, mut theirs) = connection();
     let mut values = Vec::new();
     let (first, rest) = data.split_at(first);
     for (part, last) in [(first, false), (rest, true)] {
@@ -126,6 +127,25 @@ fn receive(data: &[u8], first: usize) -> (Vec<Value>, bool) {
         }
     }
     (values, false)
+}
+
+fn connection() -> (Wire, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    (Wire::new(Line::new(ours.into(), &Arc::default()).expect("non-blocking"), None), theirs)
+}
+
+/// It is the first thing that a server says.
+fn handshake(data: &[u8]) {
+    let mut settings = Settings::default();
+    let url = "redis+sentinel://:sesame@h/m/1?client_name=shop";
+    settings.read_url(url).expect("a good URL");
+    let (wire, mut theirs) = connection();
+    theirs.write_all(data).expect("room");
+    theirs.shutdown(Shutdown::Write).expect("open");
+    if let Err(trouble) = connect::greet(wire, &settings, Instant::now()) {
+        let echoed = data.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
+        assert!(echoed || !format!("{trouble:?}").contains(SECRET), "{trouble:?}");
+    }
 }
 
 /// How many values there are, with those that they consist of.

@@ -58,6 +58,8 @@ mod thread;
 
 // Where a simulation takes the place of time, randomness, threads and network.
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod stage;
 
 // What may come from outside.

@@ -22,7 +22,7 @@ pub struct Route {
 
 enum Way {
     /// To one server; to whichever the sentinels name.
-    One(Lane),
+    One(Arc<Lane>),
     /// To the nodes of a cluster.
     Cluster(Arc<Cluster>),
 }
@@ -33,7 +33,7 @@ impl Route {
         let trouble: Arc<Mutex<String>> = Arc::default();
         let way = match &settings.place {
             Place::Server(_) | Place::Sentinel(_) => {
-                Way::One(Lane::new(settings, counts, &trouble, None))
+                Way::One(Arc::new(Lane::new(settings, counts, &trouble, None)))
             }
             Place::Cluster(_) => Way::Cluster(Cluster::new(settings, counts, &trouble)),
         };
@@ -128,6 +128,17 @@ impl Route {
         match &self.way {
             Way::One(lane) => lane.combiner.settled(),
             Way::Cluster(cluster) => cluster.settled(),
+        }
+    }
+
+    /// The lanes that there are, and the cluster, for a simulation that plays the pilots and the scout.
+    #[cfg(test)]
+    pub(crate) fn by_hand(&self) -> (Vec<Arc<Lane>>, Option<Arc<Cluster>>) {
+        match &self.way {
+            Way::One(lane) => (vec![Arc::clone(lane)], None),
+            Way::Cluster(cluster) => {
+                (cluster.lanes().cloned().collect(), Some(Arc::clone(cluster)))
+            }
         }
     }
 

@@ -519,7 +519,15 @@ impl Flight {
                 }
                 return Ok(());
             }
-            Some(Expected::Asking) | None => return Ok(()),
+            Some(Expected::Asking) => {
+                if let (Value::ServerError(error), Some(Expected::Call(index))) =
+                    (reply, self.packed.expected.front())
+                {
+                    batch.not_let_in(*index, &error);
+                }
+                return Ok(());
+            }
+            None => return Ok(()),
         };
         let heeded = Heeded { reply, sent: self.packed.sent, received };
         match batch.hear(index, heeded, clock, follows, late) {

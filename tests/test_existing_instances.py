@@ -82,6 +82,14 @@ class TestInstance:
             resolve(library(), {"db": 5, "timeout": 2}).items() >= {"db": 5, "timeout": 2.0}.items()
         )
 
+    @pytest.mark.parametrize("place", [{"host": "h"}, {"cluster": [("h", 1)]}])
+    def test_is_not_joined_by_another_place(
+        self, library: type[redis.Redis], place: dict[str, object]
+    ) -> None:
+        words = f"{next(iter(place))} cannot be given together with an existing client"
+        with pytest.raises(TypeError, match=words):
+            resolve(library(), place)
+
     def test_with_a_bare_pool(self, library: type[redis.Redis]) -> None:
         package = sys.modules[library.__module__.rpartition(".")[0]]
         pool = package.ConnectionPool()

@@ -78,7 +78,7 @@ def _of_service(name: str, pool: Any) -> tuple[dict[str, object], dict[str, obje
     if getattr(manager, "_force_master_ip", None) is not None:
         raise ValueError(f"{name}: force_master_ip {UNSUPPORTED}")
     known = {key: value for key, value in pool.connection_kwargs.items() if key in _THEIRS}
-    del known["connection_pool"]  # the pool itself, so that its connections find it
+    known.pop("connection_pool", None)  # the pool itself, so that its connections find it
     given, tls = read_all(_without_place(known))
     tls["ssl"] = _speaks_tls(pool.connection_class)
     read = [_of_pool(sentinel.connection_pool) for sentinel in manager.sentinels]
@@ -105,7 +105,7 @@ def _of_cluster(
             known[func] = getattr(client, "user_on_connect_func", None)
     given, tls = read_all(_without_place(known))
     tls["ssl"] = settings.get("ssl") or _speaks_tls(settings.get("connection_class", object))
-    nodes = manager.startup_nodes.values()
+    nodes = list(manager.startup_nodes.values())  # as they are now: another thread may look anew
     given["cluster"] = sorted((node.host, int(node.port)) for node in nodes)
     return given, tls
 
