@@ -27,6 +27,7 @@ mod plan;
 mod server;
 mod store;
 mod tests;
+mod transcript;
 mod world;
 
 use self::plan::{Plan, What};

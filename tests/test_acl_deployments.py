@@ -121,7 +121,7 @@ def test_what_is_listed_is_enough_in_a_cluster(start_cluster, own_kind):
     ("rule", "error"),
     [
         ("+cluster|slots", seckill.ServerError),
-        ("+asking", seckill.ConnectionError),
+        ("+asking", seckill.ServerError),
         ("+cluster|info", None),
     ],
 )
