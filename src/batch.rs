@@ -46,6 +46,9 @@ pub enum Expected {
     Safety(About),
 }
 
+/// Who has less than this left has none.
+const LEAST_FOR_SAFETY: Duration = Duration::from_millis(5);
+
 /// How long the server may take to say how safe a step is.
 fn time_for_safety(step: &Step, now: Instant, patience: Duration) -> Duration {
     let left = step.limit(patience).saturating_duration_since(now);
@@ -230,14 +233,24 @@ impl Batch {
             expected.push_back(Expected::Call(index));
         }
         let open = self.calls.iter().filter(|call| call.is_open());
-        let careful = open.flat_map(|call| &call.steps).filter(|step| step.safety.is_wanted());
+        let careful = open.flat_map(|call| &call.steps);
+        let careful = careful.filter(|step| step.wanted() && step.safety.is_wanted());
         let (mut safety, mut given) = (Safety::default(), patience);
         for step in careful {
             safety = safety.and(step.safety);
-            given = given.min(time_for_safety(step, now, patience));
+            let time = time_for_safety(step, now, patience);
+            // Whose time is over does not cut the others short.
+            if time >= LEAST_FOR_SAFETY {
+                given = given.min(time);
+            }
         }
         expected.extend(safety.pack(given, out).into_iter().map(Expected::Safety));
         Packed { expected, sent: now, patience, given }
+    }
+
+    /// Whether a caller has an answer, while others wait for a proof.
+    pub fn has_told_somebody(&self) -> bool {
+        self.calls.iter().any(ScriptCall::has_told_somebody)
     }
 
     /// The server has said how safe all is that was in flight. Who has had less time for that than his own
@@ -282,6 +295,13 @@ impl Batch {
         };
         let Some((now, answer)) = stamped(&text) else { return call.senseless() };
         clock.hear(now, sent, received);
+        let answer = match answer.strip_prefix(b"? ") {
+            Some(answer) => {
+                call.beyond_proof();
+                answer
+            }
+            None => answer,
+        };
         match answer.split_first() {
             Some((b'L' | b'S', _)) if overdue => {
                 let words = "no answer came for so long that the server has forgotten the outcome";

@@ -75,6 +75,18 @@ impl Safety {
 }
 
 impl Proof {
+    /// None, and why there is none.
+    #[must_use]
+    pub fn of_nothing(why: &str) -> Self {
+        Self { replicas: Some(Err(why.to_owned())), aof: Some(Err(why.to_owned())) }
+    }
+
+    /// Whether nothing has been said.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.replicas.is_none() && self.aof.is_none()
+    }
+
     /// Takes in an answer. An error when the connection is of no more use.
     pub fn hear(&mut self, about: About, reply: &Value) -> Result<(), String> {
         let said = match (about, reply) {
@@ -92,7 +104,9 @@ impl Proof {
             }
             _ => "the server's answer makes no sense".to_owned(),
         };
-        if said.starts_with("UNBLOCKED") || said.starts_with("READONLY") {
+        // A replica says so: it was demoted between the batch and this.
+        let is_replica = said.starts_with("ERR WAIT") && said.contains("replica instances");
+        if is_replica || said.starts_with("UNBLOCKED") || said.starts_with("READONLY") {
             return Err(said);
         }
         match about {

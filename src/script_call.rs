@@ -47,6 +47,8 @@ pub struct ScriptCall {
     pub answered: bool,
     /// What is done, but not as safe as its caller wants it.
     unsafe_yet: Vec<(Arc<Step>, Reply)>,
+    /// Nothing that the server says of that is about this call, and why.
+    beyond_proof: Option<&'static str>,
 }
 
 /// What the record of a call goes by, and whether there may be one.
@@ -141,6 +143,7 @@ impl ScriptCall {
             spell_out: false,
             answered: false,
             unsafe_yet: Vec::new(),
+            beyond_proof: None,
         }
     }
 
@@ -174,6 +177,11 @@ impl ScriptCall {
     /// Until when a copy that nobody will hear of may be applied.
     pub fn doubtful_until(&self) -> Option<Instant> {
         self.identity.last.filter(|_| self.identity.in_doubt)
+    }
+
+    /// The server has told it again and could write nothing for WAIT to be about.
+    pub fn beyond_proof(&mut self) {
+        self.beyond_proof = Some("the server takes no writes just now");
     }
 
     /// When it was first sent, which may be now.
@@ -308,6 +316,11 @@ impl ScriptCall {
         self.journey.asking
     }
 
+    /// Whether a caller has his answer.
+    pub fn has_told_somebody(&self) -> bool {
+        self.answered || !self.unsafe_yet.is_empty() && self.unsafe_yet.len() < self.steps.len()
+    }
+
     /// Whether anybody still waits for its answer.
     pub fn wanted(&self) -> bool {
         !self.answered && self.steps.iter().any(|step| step.wanted())
@@ -328,6 +341,8 @@ impl ScriptCall {
             return;
         }
         self.answered = true;
+        let nothing = self.beyond_proof.take().map(Proof::of_nothing);
+        let proof = nothing.as_ref().unwrap_or(proof);
         for (step, reply) in self.unsafe_yet.drain(..) {
             match proof.judge(step.safety) {
                 Ok(()) => step.finish(reply),

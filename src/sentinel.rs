@@ -6,8 +6,9 @@
 //! largest wins. As soon as most sentinels name it, nobody else is waited for; and for the slow ones
 //! no longer than [`PATIENCE`], once one has answered.
 //!
-//! Whether a candidate is a primary is for itself to say, in the handshake. If it does not, or is not there, the
-//! next one is tried, whom the others name; and if there is none, all are asked again.
+//! Whether it is a primary is for itself to say, in the handshake. If it says that it is not, or is not there, whom
+//! *most* sentinels name is tried, for one of them may be wrong; and if that is the same, all are asked again. What was known before is not forgotten: a sentinel
+//! that is left alone with an older epoch is not believed.
 //!
 //! | a sentinel's answer | meaning |
 //! |---|---|
@@ -18,6 +19,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use redis::Value;
@@ -108,21 +110,22 @@ impl Search {
             }
         }
         candidates.sort_by_key(|(epoch, _)| Reverse(*epoch));
-        let Some(best) = candidates.first() else {
+        let all = self.asked.len();
+        let agree = |one: &(u64, &Address)| candidates.iter().filter(|other| *other == one).count();
+        let most = |one: &(u64, &Address)| agree(one) * 2 > all;
+        // Who knows less than was known before is behind the times, unless most are.
+        let newest = self.service.newest.0.load(Ordering::Relaxed);
+        let Some(best) = candidates.iter().find(|one| one.0 >= newest || most(one)) else {
             return if open { None } else { Some(Err(self.failure())) };
         };
-        let agree = candidates.iter().filter(|candidate| *candidate == best).count();
         let patient = *self.heard.get_or_insert(now) + PATIENCE > now;
-        if agree * 2 <= self.asked.len() && open && patient {
+        if !most(best) && open && patient {
             return None;
         }
-        let mut addresses = VecDeque::new();
-        for (_, address) in candidates {
-            if !addresses.contains(address) {
-                addresses.push_back(address.clone());
-            }
-        }
-        Some(Ok(addresses))
+        self.service.newest.0.fetch_max(best.0, Ordering::Relaxed);
+        let others = candidates.iter().filter(|one| one.1 != best.1 && most(one));
+        let other = others.map(|(_, address)| *address).next();
+        Some(Ok([best.1].into_iter().chain(other).cloned().collect()))
     }
 
     /// Why nobody has said where the primary is.
@@ -138,7 +141,10 @@ impl Search {
                 }
                 Said::Failed(why) => failures.push(format!("{sentinel}: {why}")),
                 Said::Unknown => unknown = true,
-                Said::Nothing(_) | Said::Primary(..) => {}
+                Said::Nothing(_) => {}
+                Said::Primary(address, _) => {
+                    failures.push(format!("{sentinel}: {address}, which was replaced before"));
+                }
             }
         }
         match refused {

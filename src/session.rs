@@ -241,8 +241,10 @@ impl Session {
 
     /// Gives the batch at hand up, if nobody waits for it any more.
     pub fn let_go(&mut self) {
-        if self.batch.as_ref().is_some_and(|batch| !batch.wanted()) {
-            self.give_up();
+        if self.batch.as_ref().is_some_and(|batch| !batch.wanted())
+            && let Advance::Done(late) = self.give_up()
+        {
+            self.take_in(late, true);
         }
     }
 
@@ -464,6 +466,10 @@ impl Up {
                     Some(Value::Push { .. }) => {}
                     Some(reply) => {
                         flight.hear(batch, reply, received, &mut self.clock, self.follows, late)?;
+                        // Who does not want it safe, or was refused, does not wait for the proof.
+                        if flight.awaits_proof() && batch.has_told_somebody() {
+                            return Ok(Moved::Pending);
+                        }
                     }
                 }
             }
@@ -501,6 +507,12 @@ fn send(
 }
 
 impl Flight {
+    /// Whether all is there but how safe it is, of which nothing is known.
+    fn awaits_proof(&self) -> bool {
+        let next = self.packed.expected.front();
+        matches!(next, Some(Expected::Safety(_))) && self.proof.is_empty()
+    }
+
     fn hear(
         &mut self,
         batch: &mut Batch,

@@ -5,6 +5,7 @@ mod url;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -65,7 +66,28 @@ pub struct Service {
     pub username: Option<String>,
     /// Their password; never shown.
     pub password: Option<String>,
+    /// What has been learnt from them.
+    pub newest: Newest,
 }
+
+/// The largest number of a fail-over that sentinels have named to this client.
+#[derive(Debug, Default)]
+pub struct Newest(pub AtomicU64);
+
+impl Clone for Newest {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// What was learnt makes no other place of it.
+impl PartialEq for Newest {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Newest {}
 
 /// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -18,6 +18,7 @@ use super::{Call, Progress, release};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::hold::{Hold, Tally};
+use crate::safety::Safety;
 use crate::step::Right;
 use crate::wish::{Acquisition, Handle, Outcome, Terms, Wish};
 
@@ -216,6 +217,8 @@ impl Call {
         // Nobody, so that what is held meanwhile is not taken for the caller's own.
         let mut part = Call::new(&self.client, wish, Some(left), 0, self.caller.clone());
         part.deadline = part.deadline.min(self.deadline);
-        part.with_safety(self.safety)
+        // What the caller is told of is the stock: that is what has to be safe.
+        let is_stock = matches!(part.wish, Wish::Change { .. });
+        part.with_safety(if is_stock { self.safety } else { Safety::default() })
     }
 }

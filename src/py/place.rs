@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::settings::{Address, Place, Service};
+use crate::settings::{Address, Newest, Place, Service};
 use crate::tls::{Tls, excludes_tls12, verifies};
 
 /// Host and port, as redis-py has them.
@@ -82,6 +82,7 @@ impl Where {
                     tls: words.tls.map(TlsWords::tls).transpose()?,
                     username: words.username,
                     password: words.password,
+                    newest: Newest::default(),
                 }))))
             }
             (None, None, None, Some(nodes)) => {

@@ -4,7 +4,8 @@
 -- ARGV  1      the batch's number, growing by one with each batch of the session
 --       2      the deadline, in microseconds of this server's clock
 --       3      how long the record lives, in milliseconds: longer than anybody asks
--- returns '<seconds> <microseconds> <answer>': this server's time, and the script's answer, or
+-- returns '<seconds> <microseconds> <answer>': this server's time, and the script's answer ('? ' before it:
+--        it was told again, and the server takes no writes, so WAIT would prove nothing), or
 --       'S'    stale: a later batch of the session was here before, nothing was changed
 --       'L'    late: the deadline is over, nothing was changed
 --
@@ -19,11 +20,10 @@ local seen = call('MGET', unpack(KEYS))
 if seen[1] then
   local number, answer = string.match(seen[1], '^(%d+) (.*)$')
   if number == ARGV[1] then
-    -- Written, for WAIT asks about what its own connection has written last. That may fail: it is told.
-    if type(redis.pcall('PEXPIRE', KEYS[1], ARGV[3])) == 'table' then
-      redis.pcall('SET', KEYS[1], seen[1], 'PX', ARGV[3])
-    end
-    return stamp .. answer
+    -- Written, for WAIT asks about what its own connection has written last.
+    local function may(...) return type(redis.pcall(...)) ~= 'table' end
+    local written = may('PEXPIRE', KEYS[1], ARGV[3]) or may('SET', KEYS[1], seen[1], 'PX', ARGV[3])
+    return stamp .. (written and '' or '? ') .. answer
   end
   if tonumber(number) > tonumber(ARGV[1]) then return stamp .. 'S' end
 end

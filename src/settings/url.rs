@@ -211,7 +211,8 @@ fn service(hosts: &str, name: &str) -> Result<Service, String> {
         return Err("url names no service: redis+sentinel://host,host/SERVICE".to_owned());
     }
     let sentinels = addresses(hosts, 26379)?;
-    Ok(Service { name, sentinels, tls: None, username: None, password: None })
+    let (tls, username, password, newest) = Default::default();
+    Ok(Service { name, sentinels, tls, username, password, newest })
 }
 
 fn addresses(hosts: &str, port: u16) -> Result<Vec<Address>, String> {
