@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src -type f)
 
-.PHONY: help demo test test-core stress fuzz lint format bench docs wheel clean
+.PHONY: help demo test test-core stress chaos fuzz lint format bench docs wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show these words
@@ -32,6 +32,7 @@ test-core: ## Run the core's tests with another interpreter: make test-core PYTH
 	bash .ci/core $(PYTHON)
 
 stress: $(VENV)/.built ## Run the long versions of the tests under faults (minutes)
+	SECKILL_SEEDS=50000 cargo test --quiet --no-default-features promises
 	SECKILL_STRESS=1 $(BIN)/python -m pytest -n 2 -m stress --timeout 1200 $(ARGS)
 
 fuzz: ## Make up URLs and replies, SECONDS of each: what panics is kept in fuzz/artifacts
@@ -41,6 +42,10 @@ fuzz: ## Make up URLs and replies, SECONDS of each: what panics is kept in fuzz/
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
 			-max_total_time=$(SECONDS) -max_len=2000 || exit 1; \
 	done
+
+chaos: SECONDS = 180
+chaos: $(VENV)/.built ## Kill, stop and part servers and sellers in mid-sale: SECONDS=180 SECKILL_SEED=7
+	PYTHONPATH=tests SECONDS=$(SECONDS) $(BIN)/python -m chaos $(ARGS)
 
 lint: $(VENV)/.built ## Check format, style, types and stubs
 	cargo fmt --check

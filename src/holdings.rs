@@ -25,6 +25,9 @@ use crate::step::Right;
 /// Who holds a lock within the process, a thread or a task: a number that is never used again.
 pub type Owner = u64;
 
+/// Nobody who could hold a lock for longer than one call.
+pub const NOBODY: Owner = 0;
+
 /// Ended leases are forgotten, oldest first, when there are more entries than this and twice as many
 /// as are alive: a program that locks a new name for each order and never releases must not grow.
 const KEPT: usize = 4096;
@@ -108,7 +111,8 @@ impl Holdings {
 
     /// With what right `owner` changes a stock under the lock, as far as we know.
     pub fn right(&self, lock: &[u8], owner: Owner) -> Right {
-        if self.is_empty() {
+        // What nobody holds, a part of an update does, for itself alone.
+        if owner == NOBODY || self.is_empty() {
             return Right::Free;
         }
         let table = self.table();

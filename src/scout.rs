@@ -53,6 +53,12 @@ pub struct Scout {
 }
 
 impl Scout {
+    /// Whether it is waiting for an answer.
+    #[cfg(test)]
+    pub(crate) fn is_searching(&self) -> bool {
+        self.search.is_some()
+    }
+
     /// A scout that has not looked yet.
     pub fn new(cluster: &Cluster) -> Self {
         Self { search: None, failures: Failures::new(&cluster.settings) }
@@ -99,7 +105,9 @@ struct Search {
     last: Instant,
     /// What one says that is cut off.
     doubtful: Option<Map>,
-    failed: Option<Trouble>,
+    /// What nobody can put right by waiting, and all else.
+    refused: Option<Error>,
+    failures: Vec<String>,
 }
 
 impl Search {
@@ -111,7 +119,8 @@ impl Search {
             asked: Vec::new(),
             last: clock::now(),
             doubtful: None,
-            failed: None,
+            refused: None,
+            failures: Vec::new(),
         }
     }
 
@@ -136,9 +145,7 @@ impl Search {
                 }
             }
             if self.asked.is_empty() && self.candidates.is_empty() {
-                let nobody = || Trouble::Unreachable("no node of the cluster is known".to_owned());
-                let failed = self.failed.take().unwrap_or_else(nobody);
-                return Some(self.doubtful.take().ok_or(failed));
+                return Some(self.doubtful.take().ok_or_else(|| self.failure()));
             }
             let left = until.saturating_duration_since(clock::now());
             let nap = if self.asked.is_empty() { Duration::ZERO } else { left.min(LOOK) };
@@ -155,11 +162,21 @@ impl Search {
         self.last = now;
     }
 
-    /// What nobody can put right by waiting is the better explanation.
     fn fails(&mut self, trouble: Trouble) {
-        let explained = matches!(self.failed, Some(Trouble::Refused(_)));
-        if !explained {
-            self.failed = Some(trouble);
+        match trouble {
+            Trouble::Refused(error) => self.refused = Some(error),
+            Trouble::Unreachable(why) | Trouble::NotReady(why) => self.failures.push(why),
+        }
+    }
+
+    /// Why there is no map. What nobody can put right by waiting is the better explanation.
+    fn failure(&mut self) -> Trouble {
+        match self.refused.take() {
+            Some(error) => Trouble::Refused(error),
+            None if self.failures.is_empty() => {
+                Trouble::Unreachable("no node of the cluster is known".to_owned())
+            }
+            None => Trouble::Unreachable(self.failures.join("; ")),
         }
     }
 }

@@ -495,6 +495,12 @@ impl ScriptCall {
         if is_passing(code) {
             return Heard::NotNow(format!("{code} {detail}"));
         }
+        let detail = match code {
+            "MOVED" | "ASK" | "CROSSSLOT" => {
+                &*format!("{detail} (a node of a cluster: redis+cluster:// finds the others)")
+            }
+            _ => detail,
+        };
         let wrong = code == "READONLY";
         // An earlier copy may still be under way, and nobody is told as long as it may be applied.
         let doubtful = self.doubtful_until().is_some_and(|last| clock::now() <= last);

@@ -192,7 +192,7 @@ fn understand(replies: &[Value]) -> Said {
     match address {
         Value::Array(parts) => match &parts[..] {
             [host, port] => match (text(host), text(port).and_then(|port| port.parse().ok())) {
-                (Some(host), Some(port)) if !host.is_empty() && port != 0 => {
+                (Some(host), Some(port)) if is_host(host) && port != 0 => {
                     let epoch = epoch(details).unwrap_or(0);
                     Said::Primary(Address::Tcp(host.to_owned(), port), epoch)
                 }
@@ -211,6 +211,10 @@ pub fn primary(replies: &[Value]) -> Option<(Address, u64)> {
         Said::Primary(address, epoch) => Some((address, epoch)),
         _ => None,
     }
+}
+
+fn is_host(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|it: char| it.is_control() || it.is_whitespace())
 }
 
 fn nonsense() -> Said {

@@ -174,14 +174,19 @@ impl Session {
         std::mem::take(&mut self.room)
     }
 
+    /// The loop that waits for a step is to be rung.
+    fn admit(&mut self, step: &Step) {
+        if let Caller::Task(mailbox, _) = &step.caller
+            && !self.audience.iter().any(|known| Arc::ptr_eq(known, mailbox))
+        {
+            self.audience.push(Arc::clone(mailbox));
+        }
+    }
+
     /// Takes in the steps that came since the last batch; `mixed` when they are out of order.
     pub fn take_in(&mut self, mut steps: Vec<Arc<Step>>, mixed: bool) {
         for step in steps.drain(..) {
-            if let Caller::Task(mailbox, _) = &step.caller
-                && !self.audience.iter().any(|known| Arc::ptr_eq(known, mailbox))
-            {
-                self.audience.push(Arc::clone(mailbox));
-            }
+            self.admit(&step);
             self.backlog.push_back(step);
         }
         self.room = steps;
@@ -206,6 +211,7 @@ impl Session {
     /// nothing to send.
     pub fn gather(&mut self, guests: Vec<ScriptCall>) -> bool {
         debug_assert!(self.batch.is_none());
+        guests.iter().flat_map(|guest| &guest.steps).for_each(|step| self.admit(step));
         let (id, number) = (&self.id, self.number + 1);
         let batch = Batch::gather(id, number, guests, &mut self.backlog, clock::now());
         if batch.calls() == 0 {

@@ -9,8 +9,9 @@
 //! | `GiveBack` | to give the lock back | the end |
 //!
 //! Invariant: the stock is not changed after the lease has provably ended: that is the deadline of the
-//! change, which the server keeps. So when nobody knows whether it was made, or may yet be, the lock is
-//! not given back: its lease ends it.
+//! change, which the server keeps. So when the update is given up while the change is under way, the lock is
+//! not given back: its lease ends it. (Whoever is told that the outcome is unknown is told so after the
+//! last moment at which it might have been made.)
 
 use std::sync::Arc;
 
@@ -160,9 +161,8 @@ impl Apart {
             }));
             return None;
         }
-        let unknown = matches!(result, Err(Error::OutcomeUnknown(_)));
         self.outcome = Some(result);
-        if !self.taken || unknown {
+        if !self.taken {
             return None;
         }
         if now >= outer.patience {

@@ -9,10 +9,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyWeakrefMethods, PyWeakrefReference};
 
+pub use crate::holdings::NOBODY;
 use crate::holdings::Owner;
-
-/// Nobody who could hold a lock.
-pub const NOBODY: Owner = 0;
 
 /// Entries of tasks that are gone are swept when there are more than this, and twice as many as are
 /// alive.

@@ -6,14 +6,17 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::nodes::{FIRST_NODE, SERVICE};
 use super::plan::World;
 use crate::call::{Call, Progress};
 use crate::caller::Caller;
 use crate::client::Client;
+use crate::cluster::Task;
 use crate::error::Result;
 use crate::holdings::Owner;
 use crate::mailbox::{Mailbox, Ticket};
 use crate::patrol::SLICE;
+use crate::scout::Scout;
 use crate::settings::{Address, Place, Settings};
 use crate::stage::{self, Dice};
 use crate::wish::{Outcome, Wish};
@@ -23,6 +26,7 @@ pub struct Actor {
     pub client: Arc<Client>,
     mailbox: Arc<Mailbox>,
     calls: Slab<Live>,
+    scout: Option<Scout>,
     /// It stands still until then.
     pub stalled: u64,
     /// When it wants to look again.
@@ -44,9 +48,15 @@ pub struct Ended {
 }
 
 impl Actor {
-    pub fn new(port: u16, world: &World) -> Self {
+    pub fn new(world: &World) -> Self {
+        let at = |port| Address::Tcp("127.0.0.1".to_owned(), port);
+        let nodes = u16::try_from(world.nodes).expect("a few");
+        let place = match nodes {
+            0 => Place::Server(at(SERVICE)),
+            nodes => Place::Cluster((0..nodes).map(|node| at(FIRST_NODE + node)).collect()),
+        };
         let settings = Settings {
-            place: Place::Server(Address::Tcp("127.0.0.1".to_owned(), port)),
+            place,
             password: Some("secret".to_owned()),
             timeout: Duration::from_micros(world.timeout),
             socket_timeout: Duration::from_micros(world.socket_timeout),
@@ -56,6 +66,7 @@ impl Actor {
             client: Arc::new(Client::new(settings)),
             mailbox: Arc::new(Mailbox::new().expect("a pair of sockets")),
             calls: Slab::new(),
+            scout: None,
             stalled: 0,
             wakes: None,
         }
@@ -125,6 +136,7 @@ impl Actor {
                     }
                 }
             }
+            self.scout();
             let led = self.lead(poll, dice);
             poll = false;
             if !moved && !led {
@@ -134,6 +146,23 @@ impl Actor {
         let due = self.calls.iter().map(|(_, live)| live.due).min();
         let look = stage::with(|stage| stage.look_again.take()).flatten();
         self.wakes = due.into_iter().chain(look).min();
+    }
+
+    /// The scout looks what there is to do.
+    fn scout(&mut self) {
+        let (_, Some(cluster)) = self.client.route.by_hand() else { return };
+        let now = crate::clock::now();
+        let scout = self.scout.get_or_insert_with(|| Scout::new(&cluster));
+        loop {
+            match scout.look(&cluster, now) {
+                Some(Task::Rest(until)) => {
+                    crate::clock::waits_for_nothing(until);
+                    return;
+                }
+                None if !scout.is_searching() => {}
+                None | Some(Task::LookUp | Task::Nothing) => return,
+            }
+        }
     }
 
     /// Somebody leads, if somebody has been called to. True when it came further.

@@ -4,21 +4,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ledger::{End, Entry, How, Kept};
-use super::plan::{Act, Fate, Old, Want, What};
-use super::world::{Event, FIRST_PORT, Machine, Play, Trouble};
+use super::plan::{Act, Fate, Want, What};
+use super::world::{Event, Play};
 use crate::error::Result;
 use crate::hold::Tally;
 use crate::holdings::Owner;
 use crate::names::Name;
-use crate::stage::{self, Dice};
+use crate::stage::Dice;
 use crate::wish::{Acquisition, Handle, Outcome, Terms, Wish};
 
-/// The lock that calls take, and one that nobody ever takes.
+/// The lock that calls take.
 const LOCK: &[u8] = b"lock";
-const FREE: &[u8] = b"free";
 
 /// The stocks; the last one is for the end.
 pub const STOCKS: [&[u8]; 3] = [b"one", b"two", b"end"];
+
+/// Keys whose slots may move.
+pub const NAMES: [&[u8]; 5] = [STOCKS[0], STOCKS[1], STOCKS[0], STOCKS[1], LOCK];
+
+/// The lock of a stock that nobody but its own updates ever takes, in its slot.
+fn free(stock: usize) -> Name {
+    [b"free:{", STOCKS[stock], b"}"].concat().into()
+}
 
 /// How long after the end of a call's time its answer is waited for.
 const GRACE: u64 = 51_000;
@@ -44,6 +51,8 @@ impl Play<'_> {
             What::Abandon => {
                 let gone = self.parties[party].actor.as_mut().and_then(|it| it.abandon(&mut dice));
                 if let Some((id, sent)) = gone {
+                    // In a cluster what is not sent may be the last of several parts.
+                    let sent = sent || self.plan.world.nodes > 0;
                     self.ends(id, How::Abandoned { sent });
                 }
                 self.attend(party, false);
@@ -72,92 +81,7 @@ impl Play<'_> {
             }
             What::Fork => self.enter(),
             What::Kill => self.kill(party),
-            _ => self.befall(what),
-        }
-    }
-
-    /// What befalls the primary.
-    fn befall(&mut self, what: &What) {
-        let primary = self.primary;
-        let machine = &mut self.machines[primary];
-        match *what {
-            What::Freeze { until } => {
-                machine.frozen = machine.frozen.max(until);
-                self.plan(until, Event::Thaw { machine: primary });
-            }
-            What::Restart { until, loading } => {
-                machine.frozen = 0;
-                machine.server.forget_scripts();
-                self.gone(until, loading);
-                self.hang_up(primary);
-            }
-            What::FailOver { skew, old, until, .. } => {
-                let Some(mut server) = self.replica.clone() else { return };
-                server.offset += skew;
-                match old {
-                    Old::Dies => machine.dead = true,
-                    Old::Demoted => machine.server.store.read_only = true,
-                    Old::Ghost => {}
-                }
-                self.machines.push(Machine { server, frozen: 0, dead: false });
-                self.primary = self.machines.len() - 1;
-                if old == Old::Dies {
-                    self.gone(until, 0);
-                    self.hang_up(primary);
-                } else {
-                    self.plan(until, Event::Over(Trouble::Ghost { machine: primary }));
-                }
-            }
-            What::FlushScripts => machine.server.forget_scripts(),
-            What::Busy { word, until } => {
-                machine.server.ails.busy = Some(word);
-                self.plan(until, Event::Over(Trouble::Busy));
-            }
-            What::Full { until } => {
-                machine.server.store.full = true;
-                self.plan(until, Event::Over(Trouble::Full));
-            }
-            What::Locked { until } => {
-                machine.server.ails.locked = true;
-                self.plan(until, Event::Over(Trouble::Locked));
-            }
-            _ => {}
-        }
-    }
-
-    /// Nobody is let in until then.
-    fn gone(&mut self, until: u64, loading: u64) {
-        stage::with(|stage| stage.refusing = (FIRST_PORT..FIRST_PORT + 100).collect());
-        self.plan(until, Event::Over(Trouble::Gone { loading }));
-    }
-
-    /// A server is there no more, nor is what was on its way to it.
-    fn hang_up(&mut self, machine: usize) {
-        for conn in self.conns.iter_mut().filter(|conn| conn.machine == machine) {
-            conn.inbox.clear();
-            conn.void = true;
-        }
-        self.cut(|conn| conn.machine == machine, Fate::Lost, 0);
-    }
-
-    pub(super) fn over(&mut self, trouble: Trouble) {
-        let primary = self.primary;
-        let ails = &mut self.machines[primary].server.ails;
-        match trouble {
-            Trouble::Gone { loading } => {
-                stage::with(|stage| stage.refusing.clear());
-                if loading > 0 {
-                    ails.busy = Some("LOADING the dataset");
-                    self.plan(self.now + loading, Event::Over(Trouble::Busy));
-                }
-            }
-            Trouble::Busy => ails.busy = None,
-            Trouble::Locked => ails.locked = false,
-            Trouble::Full => self.machines[primary].server.store.full = false,
-            Trouble::Ghost { machine } => {
-                self.machines[machine].dead = true;
-                self.hang_up(machine);
-            }
+            _ => self.befall(index),
         }
     }
 
@@ -184,7 +108,7 @@ impl Play<'_> {
             .collect();
         let wish = match *want {
             Want::Update { key: nth, change, locked } => {
-                let lock = Name::from(if locked { LOCK } else { FREE });
+                let lock = if locked { Name::from(LOCK) } else { free(nth) };
                 Wish::Update {
                     lock,
                     key: key(nth),
@@ -300,13 +224,16 @@ impl Play<'_> {
             if self.parties[party].actor.is_none() {
                 continue;
             }
-            let (lock, key) = (Name::from(FREE), Name::from(STOCKS[2]));
+            let (lock, key) = (free(2), Name::from(STOCKS[2]));
             let change = -1 - i64::try_from(party).expect("a few");
             let wish =
                 Wish::Update { lock, key, change, proof: None, lease: Duration::from_secs(5) };
-            let id = self.begin(party, wish, 1_000_000, 0, false);
+            let id = self.begin(party, wish, 3_000_000, 0, false);
             // A connection that has died meanwhile is found out, and may be paused for.
-            self.ledger.calls[id].bound = self.now + self.plan.world.socket_timeout / 2 + 20_000;
+            let world = &self.plan.world;
+            // So is a change of the map.
+            let more = if world.nodes > 0 { 2 * world.socket_timeout + 200_000 } else { 20_000 };
+            self.ledger.calls[id].bound = self.now + world.socket_timeout / 2 + more;
             self.ledger.last.push(id);
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::acts::STOCKS;
 use super::plan::{Plan, Want, What, World};
 use super::server::{Deed, Kind, Server};
+use super::world::Machine;
 use crate::error::{Error, Result};
 use crate::hold::{Hold, Phase};
 use crate::wish::Outcome;
@@ -133,7 +134,7 @@ impl Entry {
 
 impl Ledger {
     /// Who believes to hold a lock at this moment does.
-    pub fn check_holds(&mut self, server: &Server) {
+    pub fn check_holds(&mut self, machines: &[Machine]) {
         let now = crate::clock::now();
         let mut wrong = Vec::new();
         for kept in &self.kept {
@@ -141,7 +142,9 @@ impl Ledger {
             if hold.phase() != Phase::Held || hold.remaining(now) == Duration::ZERO {
                 continue;
             }
-            if server.store.text(&hold.lock) != Some(&hold.token[..]) {
+            let holds =
+                |machine: &Machine| machine.server.store.text(&hold.lock) == Some(&hold.token[..]);
+            if !machines.iter().any(holds) {
                 wrong.push(format!(
                     "client {} believes to hold a lock for {:?}, and does not",
                     kept.party,
@@ -236,14 +239,19 @@ impl Ledger {
     }
 
     /// A stock is what it was, and what was done; and what was only sold is never sold too often.
-    pub fn check_stocks(&mut self, plan: &Plan, history: &[Deed], server: &Server) {
+    pub fn check_stocks<'a>(
+        &mut self,
+        plan: &Plan,
+        history: &[Deed],
+        owner: impl Fn(&[u8]) -> &'a Server,
+    ) {
         for key in &STOCKS[..2] {
             let deeds = history.iter().filter_map(|deed| match &deed.kind {
                 Kind::Changed { key: of, granted } if of == key => Some(granted),
                 _ => None,
             });
             let sum: i64 = deeds.flatten().map(|(change, times)| change * times).sum();
-            let left = server.stock(key).unwrap_or(i64::MIN);
+            let left = owner(key).stock(key).unwrap_or(i64::MIN);
             if left != plan.world.stock + sum || left < 0 {
                 let key = String::from_utf8_lossy(key);
                 self.wrong.push(format!("'{key}' is {left}, not {} and {sum}", plan.world.stock));
@@ -256,6 +264,11 @@ impl Ledger {
         // Who dies leaves what he has; and what cannot be undone in time is left to the lease.
         let excused = |what: &What| matches!(what, What::Kill | What::Locked { .. });
         if plan.world.timeout < plan.world.calm || plan.acts.iter().any(|act| excused(&act.what)) {
+            return;
+        }
+        // An update that takes the lock at another node keeps it where nobody knows what became of it.
+        let open = |call: &Entry| call.change.is_some() && call.claim() == Claim::Unknown;
+        if plan.world.nodes > 0 && self.calls.iter().any(open) {
             return;
         }
         // A place is undone for as long as the lease would last, which may be shorter than its life.

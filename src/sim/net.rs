@@ -22,6 +22,8 @@ pub struct Conn {
     /// When the last bytes arrive, each way.
     up_at: u64,
     down_at: u64,
+    /// The next command is for a slot that is on its way here.
+    pub asking: bool,
     /// What the server has not taken in yet.
     pub inbox: Vec<u8>,
     /// What becomes of what is on its way to the server, and how much later, now that it is broken.
@@ -45,8 +47,8 @@ pub struct Way {
 impl Conn {
     pub fn new(party: usize, machine: usize, theirs: Socket, now: u64) -> Self {
         let (inbox, last) = Default::default();
-        let (theirs, broken, void) = (Some(theirs), None, false);
-        Self { party, machine, theirs, up_at: now, down_at: now, inbox, broken, void, last }
+        let (theirs, broken, void, asking) = (Some(theirs), None, false, false);
+        Self { party, machine, theirs, up_at: now, down_at: now, asking, inbox, broken, void, last }
     }
 
     pub fn is_open(&self) -> bool {

@@ -18,6 +18,8 @@ pub struct Plan {
 #[derive(Debug, Clone)]
 pub struct World {
     pub clients: usize,
+    /// Nodes of a cluster; none for a server.
+    pub nodes: usize,
     pub stock: i64,
     /// No two calls ask for the same change: each can be told in the history.
     pub unique: bool,
@@ -69,6 +71,8 @@ pub enum What {
     Restart { until: u64, loading: u64 },
     /// A replica takes over, which has not seen the last moments and has a clock of its own.
     FailOver { lag: u64, skew: i64, old: Old, until: u64 },
+    /// In a cluster: a slot moves to another node, the first of its keys half way through.
+    Reshard { key: usize, half: u64, until: u64 },
     /// The scripts are forgotten.
     FlushScripts,
     /// The server answers with an error.
@@ -129,6 +133,7 @@ impl Plan {
         let calm = dice.between(1, 6) * 500 * MS;
         let world = World {
             clients: dice.index(3) + 1,
+            nodes: dice.pick(&[0, 0, 2, 3]),
             stock: dice.pick(&[0, 3, 10, 1000]),
             unique: !dice.one_in(4),
             resp3: !dice.one_in(4),
@@ -165,9 +170,11 @@ impl Plan {
             begins.push(moment);
             moment
         };
+        // Slots move, or replicas take over: both at once lose keys, and who is to say which.
+        let moves = dice.one_in(2);
         for _ in 0..dice.below(7) {
             let at = moment(&mut dice);
-            let what = fault(at, calm, &mut dice);
+            let what = fault(at, calm, world.nodes > 0 && moves, &mut dice);
             act(at, what, &mut dice);
         }
         for _ in 0..dice.below(3) {
@@ -222,7 +229,7 @@ fn call(nth: i64, unique: bool, locks: bool, dice: &mut Dice) -> What {
     What::Call { wish, time_out, thread }
 }
 
-fn fault(at: u64, calm: u64, dice: &mut Dice) -> What {
+fn fault(at: u64, calm: u64, moves: bool, dice: &mut Dice) -> What {
     let fate = |dice: &mut Dice| dice.pick(&[Fate::Arrives, Fate::Arrives, Fate::Torn, Fate::Lost]);
     let span = |dice: &mut Dice| dice.pick(&[MS, 20 * MS, 150 * MS, 700 * MS, 3 * SECOND]);
     let some = |dice: &mut Dice| {
@@ -245,8 +252,11 @@ fn fault(at: u64, calm: u64, dice: &mut Dice) -> What {
         8 => What::Stall { until },
         9 => What::Fork,
         10 => What::Kill,
-        11 | 12 => What::Freeze { until },
-        13 => What::Restart { until, loading: some(dice).min(calm - until) },
+        11 => What::Freeze { until },
+        12 => What::Restart { until, loading: some(dice).min(calm - until) },
+        13..=16 if moves => {
+            What::Reshard { key: dice.index(5), half: at + (until - at) / 2, until }
+        }
         14 | 15 => What::FailOver {
             lag: some(dice).min(at),
             skew: i64::try_from(dice.below(4 * SECOND)).expect("small") - 2_000_000,

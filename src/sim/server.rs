@@ -48,6 +48,16 @@ pub enum Kind {
     Other,
 }
 
+impl Deed {
+    /// Of which key it is, as far as anybody wants to know.
+    pub fn name(&self) -> Option<&[u8]> {
+        match &self.kind {
+            Kind::Changed { key: name, .. } | Kind::Acquired { lock: name, .. } => Some(name),
+            Kind::Other => None,
+        }
+    }
+}
+
 impl Server {
     pub fn new(offset: i64, resp3: bool, early: bool) -> Self {
         let mut store = Store::default();
@@ -75,19 +85,24 @@ impl Server {
 
     /// Runs a command, and returns the bytes of its reply.
     pub fn execute(&mut self, words: &[Vec<u8>], at: u64, tick: u64) -> Vec<u8> {
-        self.set_time(at);
-        let mut out = Vec::new();
         let reply = self.reply(words, at, tick);
+        Self::tell(words, &reply)
+    }
+
+    /// The bytes of a reply.
+    pub fn tell(words: &[Vec<u8>], reply: &Reply) -> Vec<u8> {
+        let mut out = Vec::new();
         // A map's beginning stands in for HELLO's.
-        if words[0] == b"HELLO" && reply == Reply::List(Vec::new()) {
+        if words[0] == b"HELLO" && *reply == Reply::List(Vec::new()) {
             out.extend_from_slice(b"%1\r\n$6\r\nserver\r\n$5\r\nmodel\r\n");
         } else {
-            write(&reply, &mut out);
+            write(reply, &mut out);
         }
         out
     }
 
     fn reply(&mut self, words: &[Vec<u8>], at: u64, tick: u64) -> Reply {
+        self.set_time(at);
         let error = |text: &str| Reply::Error(text.to_owned());
         if let Some(busy) = self.ails.busy {
             return error(busy);
@@ -98,7 +113,7 @@ impl Server {
                 error("WRONGPASS invalid username-password pair")
             }
             b"HELLO" => Reply::List(Vec::new()),
-            b"CLIENT" | b"AUTH" => Reply::Status("OK"),
+            b"CLIENT" | b"AUTH" | b"ASKING" => Reply::Status("OK"),
             b"EVAL" | b"EVALSHA" => {
                 let hash = if words[0] == b"EVAL" {
                     let hash = lua::hash(&words[1]);

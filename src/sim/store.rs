@@ -112,6 +112,25 @@ impl Store {
         }
     }
 
+    /// Takes out the keys of which this is so, with how many milliseconds each has left.
+    pub fn take(&mut self, which: impl Fn(&[u8]) -> bool) -> Vec<(Vec<u8>, Value, Option<i64>)> {
+        let now = self.now.div_euclid(1000);
+        let gone: Vec<_> =
+            self.names().into_iter().filter(|key| which(key)).map(Vec::from).collect();
+        gone.into_iter()
+            .filter_map(|key| {
+                let (value, ends) = self.keys.remove(&key)?;
+                Some((key, value, ends.map(|ends| ends - now)))
+            })
+            .collect()
+    }
+
+    /// Puts in a key, with how many milliseconds it has left.
+    pub fn give(&mut self, (key, value, left): (Vec<u8>, Value, Option<i64>)) {
+        let now = self.now.div_euclid(1000);
+        self.keys.insert(key, (value, left.map(|left| now + left.max(1))));
+    }
+
     /// All keys that have not expired.
     pub fn names(&self) -> Vec<&[u8]> {
         self.keys.keys().map(Vec::as_slice).filter(|key| self.peek(key).is_some()).collect()

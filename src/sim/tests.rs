@@ -1,6 +1,9 @@
 //! Seeds are played; one that fails is told, and belongs into the list of those that did.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::plan::Plan;
 use super::play;
@@ -48,16 +51,33 @@ fn promises_are_kept_whatever_happens() {
     let first = number("SECKILL_SEED");
     let seeds = number("SECKILL_SEEDS").unwrap_or(SEEDS);
     let range = first.map_or(0..seeds, |seed| seed..seed + 1);
-    let (mut found, mut outcomes) = (Vec::new(), Outcomes::new());
-    for seed in range {
-        // The harness tells it if the seed panics.
-        println!("seed {seed}");
-        found.extend(find(seed, &mut outcomes));
-        if found.len() > 2 {
-            break;
+    let first = range.start;
+    let next = AtomicU64::new(first);
+    let found = Mutex::new((Vec::new(), Outcomes::new()));
+    let work = || {
+        let mut outcomes = Outcomes::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if !range.contains(&seed) {
+                break;
+            }
+            let news = catch_unwind(AssertUnwindSafe(|| find(seed, &mut outcomes)));
+            let news = news.unwrap_or_else(|_| Some(format!("seed {seed} panics")));
+            let (found, _) = &mut *found.lock().expect("no panics here");
+            found.extend(news);
+            if found.len() > 2 {
+                break;
+            }
         }
-    }
-    println!("{outcomes:?}");
+        let (_, all) = &mut *found.lock().expect("no panics here");
+        for (outcome, count) in outcomes {
+            *all.entry(outcome).or_default() += count;
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let (found, outcomes) = found.into_inner().expect("no panics here");
+    println!("{} seeds: {outcomes:?}", range.end - first);
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 

@@ -7,12 +7,11 @@ use std::time::Duration;
 use super::actor::{Actor, Ended};
 use super::ledger::Ledger;
 use super::net::{Conn, Way};
+use super::nodes::Nodes;
 use super::plan::{Fate, Plan};
 use super::server::{Server, command};
+use super::store::Reply;
 use crate::stage::{self, Dice, Stage, beginning};
-
-/// The first client's port; the next has the next.
-pub const FIRST_PORT: u16 = 1000;
 
 /// See the module's description.
 pub struct Play<'a> {
@@ -24,10 +23,9 @@ pub struct Play<'a> {
     pub parties: Vec<Party>,
     pub conns: Vec<Conn>,
     pub machines: Vec<Machine>,
-    /// The server that new connections lead to.
-    pub primary: usize,
-    /// As it was seen by a replica.
-    pub replica: Option<Server>,
+    pub nodes: Nodes,
+    /// What replicas have seen of which server, by the act that is to come.
+    pub replicas: BTreeMap<usize, (usize, Server)>,
     pub ledger: Ledger,
     pub dice: Dice,
     /// What happened, if somebody wants to know.
@@ -49,6 +47,8 @@ pub struct Machine {
     pub server: Server,
     pub frozen: u64,
     pub dead: bool,
+    /// Nobody is let in.
+    pub gone: bool,
 }
 
 /// What happens next.
@@ -68,10 +68,14 @@ pub enum Event {
     Look { party: usize },
     /// A server goes on.
     Thaw { machine: usize },
-    /// A replica sees what the primary has done so far.
-    Snapshot,
-    /// What an act began is over.
-    Over(Trouble),
+    /// A replica sees what the server has done so far that an act is about.
+    Snapshot(usize),
+    /// A replica takes the place of a server.
+    TakeOver { old: usize, new: Box<Server> },
+    /// Some keys of a slot are moved, or all that are left.
+    Move { slot: u16, all: bool },
+    /// What an act began is over, at a server.
+    Over(usize, Trouble),
     /// Nothing has failed for a while: one more call of everybody.
     Calm,
     /// What is held is given back.
@@ -85,7 +89,7 @@ pub enum Trouble {
     Busy,
     Full,
     Locked,
-    Ghost { machine: usize },
+    Ghost,
 }
 
 impl<'a> Play<'a> {
@@ -96,8 +100,13 @@ impl<'a> Play<'a> {
         let (time, chance) = (Duration::ZERO, Dice::new(dice.roll()));
         stage::set(Some(Stage { time, dice: chance, look_again: None, refusing, dialed }));
         let world = &plan.world;
-        let offset = i64::try_from(dice.between(1, 1 << 50)).expect("small");
-        let server = Server::new(offset, world.resp3, world.early);
+        let machines = (0..world.nodes.max(1)).map(|_| {
+            // All of them count their milliseconds at the same moments, or a lease could lose one on the way.
+            let offset = i64::try_from(dice.between(1, 1 << 40)).expect("small") * 1000;
+            let server = Server::new(offset, world.resp3, world.early);
+            Machine { server, frozen: 0, dead: false, gone: false }
+        });
+        let machines = machines.collect();
         let mut play = Self {
             plan,
             now: 0,
@@ -106,9 +115,9 @@ impl<'a> Play<'a> {
             events: BTreeMap::new(),
             parties: Vec::new(),
             conns: Vec::new(),
-            machines: vec![Machine { server, frozen: 0, dead: false }],
-            primary: 0,
-            replica: None,
+            machines,
+            nodes: Nodes::new(world.nodes),
+            replicas: BTreeMap::new(),
             ledger: Ledger::default(),
             dice,
             trace: traced.then(Vec::new),
@@ -120,8 +129,7 @@ impl<'a> Play<'a> {
 
     /// Somebody enters.
     pub fn enter(&mut self) {
-        let port = FIRST_PORT + u16::try_from(self.parties.len()).expect("a few");
-        let actor = Some(Actor::new(port, &self.plan.world));
+        let actor = Some(Actor::new(&self.plan.world));
         self.parties.push(Party { actor, way: Way::default(), looks: u64::MAX });
     }
 
@@ -183,7 +191,7 @@ impl<'a> Play<'a> {
                 if !self.conns[conn].is_open() && !self.conns[conn].void {
                     self.note(|| format!("server {machine} gets a copy"));
                     while let Some(words) = command(&mut bytes) {
-                        self.execute(machine, &words);
+                        self.execute(machine, &words, false);
                     }
                 }
             }
@@ -200,10 +208,13 @@ impl<'a> Play<'a> {
                     }
                 }
             }
-            Event::Snapshot => {
-                self.replica = Some(self.machines[self.primary].server.replica());
+            Event::Snapshot(act) => {
+                let machine = self.nodes.some(self.plan.acts[act].salt);
+                self.replicas.insert(act, (machine, self.machines[machine].server.replica()));
             }
-            Event::Over(trouble) => self.over(trouble),
+            Event::TakeOver { old, new } => self.take_over(old, *new),
+            Event::Move { slot, all } => self.move_slot(slot, all),
+            Event::Over(machine, trouble) => self.over(machine, trouble),
             Event::Calm => self.calm(),
             Event::Last => self.last(),
         }
@@ -237,7 +248,8 @@ impl<'a> Play<'a> {
         }
         let mut bytes = Vec::new();
         while let Some(words) = command(&mut self.conns[conn].inbox) {
-            bytes.extend_from_slice(&self.execute(machine, &words));
+            let asking = std::mem::replace(&mut self.conns[conn].asking, words[0] == b"ASKING");
+            bytes.extend_from_slice(&self.execute(machine, &words, asking));
         }
         if !bytes.is_empty() && self.conns[conn].is_open() {
             let way = &self.parties[self.conns[conn].party].way;
@@ -246,8 +258,23 @@ impl<'a> Play<'a> {
         }
     }
 
-    fn execute(&mut self, machine: usize, words: &[Vec<u8>]) -> Vec<u8> {
+    fn execute(&mut self, machine: usize, words: &[Vec<u8>], asking: bool) -> Vec<u8> {
         self.tick += 1;
+        let server = &mut self.machines[machine].server;
+        server.set_time(self.now);
+        let reply = match &*words[0] {
+            _ if server.ails.busy.is_some() => None,
+            b"CLUSTER" => Some(self.nodes.describe(&words[1])),
+            b"EVAL" | b"EVALSHA" => {
+                let count: usize = String::from_utf8_lossy(&words[2]).parse().expect("a number");
+                let keys = &words[3..3 + count];
+                self.nodes.redirect(machine, keys, asking, &server.store).map(Reply::Error)
+            }
+            _ => None,
+        };
+        if let Some(reply) = reply {
+            return Server::tell(words, &reply);
+        }
         self.machines[machine].server.execute(words, self.now, self.tick)
     }
 
@@ -272,9 +299,8 @@ impl<'a> Play<'a> {
             self.look(party, at);
         }
         if !self.plan.fails_over() {
-            let server = &mut self.machines[self.primary].server;
-            server.set_time(self.now);
-            self.ledger.check_holds(server);
+            self.machines.iter_mut().for_each(|machine| machine.server.set_time(self.now));
+            self.ledger.check_holds(&self.machines);
         }
     }
 
@@ -288,9 +314,9 @@ impl<'a> Play<'a> {
     /// Takes what clients have written, and the connections that they have opened.
     fn pump(&mut self, party: usize) {
         while let Some((port, theirs)) = stage::with(|stage| stage.dialed.pop_front()).flatten() {
-            let party = usize::from(port - FIRST_PORT);
-            self.note(|| format!("client {party} opens conn"));
-            self.conns.push(Conn::new(party, self.primary, theirs, self.now));
+            let machine = self.nodes.at(port);
+            self.note(|| format!("client {party} opens a connection to server {machine}"));
+            self.conns.push(Conn::new(party, machine, theirs, self.now));
         }
         for conn in 0..self.conns.len() {
             if self.conns[conn].party != party || !self.conns[conn].is_open() {
