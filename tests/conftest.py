@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import os
 import sys
 import uuid
@@ -46,6 +47,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(
             f"not installed, so nothing was tried on: {', '.join(missing)} (under CI a failure)"
         )
+
+
+FACES = ("threads", *LOOPS)
 
 
 def require(kind: str) -> str:
@@ -255,13 +259,25 @@ def warm_client(own_server: Server) -> Any:
     return client
 
 
-@pytest.fixture(params=["threads", *LOOPS])
-def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def connect(face: str) -> Iterator[Callable[..., Any]]:
     """Make a client of each face in turn, whose methods are called: `connect(url, **options)`."""
     from support import clients
 
     with contextlib.ExitStack() as cleanup:
-        yield functools.partial(clients.connect, request.param, cleanup)
+        yield functools.partial(clients.connect, face, cleanup)
+
+
+@pytest.fixture(params=zip(KINDS, itertools.cycle(FACES)), ids="-".join)
+def place(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Each kind of server, with one of the faces: for tests that take long."""
+    require(request.param[0])
+    return request.param
 
 
 # -- asyncio ------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ use super::play;
 /// So many seeds are played by default.
 const SEEDS: u64 = 2000;
 
-/// Seeds that found something once.
-const FOUND: [u64; 0] = [];
+/// Seeds that found something once: a lock that was not given back, a copy that came after its caller was
+/// told; and in cores that were made worse on purpose, a call that moved under another identity, and one
+/// that was done long after its caller had left.
+const FOUND: [u64; 4] = [4420, 7848, 13054, 51457];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

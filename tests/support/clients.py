@@ -78,26 +78,31 @@ def connect(face: str, cleanup: contextlib.ExitStack, *source: Any, **options: A
 class Rush:
     """A crowd whose calls are under way, by so many threads (or tasks, one for each thread)."""
 
-    def __init__(self, crowd: Crowd, client: Any, threads: int = 8, **times: Any) -> None:
+    def __init__(
+        self, crowd: Crowd, client: Any, threads: int = 8, pause: float = 0.005, **times: Any
+    ) -> None:
         self.crowd = crowd
+        self._over = over = threading.Event()
         numbers = iter(range(crowd.size))
         mutex = threading.Lock()
 
         def buyer() -> None:
-            while True:
+            while not over.wait(pause):
                 with mutex:
-                    number = next(numbers, None)
-                if number is None:
-                    return
+                    number = next(numbers)  # an end would say that the sale was over too soon
                 crowd.ask_plainly(client, number, **times)
 
         self._callers = [call(buyer) for _ in range(threads)]
 
     def served(self, more: int, within: float = 60) -> None:
         """Wait until so many more have got what they asked for."""
-        target = min(self.crowd.served + more, self.crowd.size)
+        target = self.crowd.served + more
         wait_until(lambda: self.crowd.served >= target, within)
 
-    def join(self) -> None:
+    def end(self, *, lost: bool = False) -> None:
+        """The sale is over, and everybody was told what is so. `lost` is that of `Crowd.audit`."""
+        self._over.set()
         for caller in self._callers:
             caller.result(120)
+        told = self.crowd.audit(lost=lost)
+        assert set(told) == {"done", "answered", "not begun"}, told

@@ -222,21 +222,27 @@ class Cluster:
                 within=60,
             )
 
-    def wait_for_promotion(self, *slots: int) -> None:
-        """Until those who run all say that somebody who runs has these slots, and are content."""
+    def wait_for_promotion(self, *slots: int, without: Node | None = None) -> None:
+        """Until those who run say that somebody who runs has these slots, and are content.
+
+        Where one was stopped and not killed, it is the one `without` which it has to be.
+        """
 
         def served() -> bool:
-            ports = {node.port for node in self.running}
-            return all(node.is_content(len(self.nodes)) for node in self.running) and all(
-                {owner(node, slot) for node in self.running} <= ports for slot in slots
+            nodes = [node for node in self.running if node is not without]
+            ports = {node.port for node in nodes}
+            return all(node.is_content(len(self.nodes)) for node in nodes) and all(
+                {owner(node, slot) for node in nodes} <= ports for slot in slots
             )
 
         wait_until(served, within=90)
 
     def announce(self, node: Node, proxy: Any) -> None:
-        """Clients are sent to the proxy in front of a node, by all that they may ask."""
-        node.ask("CONFIG", "SET", "cluster-announce-bus-port", node.port + BUS)
-        node.ask("CONFIG", "SET", "cluster-announce-port", proxy.port)
+        """Start a node anew; clients are sent to the proxy in front of it by all they may ask."""
+        node.kill()
+        bus = node.port + BUS
+        node.start(f"cluster-announce-port {proxy.port}", f"cluster-announce-bus-port {bus}")
+        self.wait_until_content()
         ports = {proxy.port}
         slots = [slot for slot in range(0, SLOTS, 1000) if owner(node, slot) in (*ports, node.port)]
         wait_until(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -221,24 +222,29 @@ class Deployment:
     def failover(self) -> Server:
         """An orderly one, as an operator asks for it: the new primary."""
         old = self.primary
+        asked = 0.0
 
-        def accepted() -> bool:
-            # A sentinel that has not heard of the replicas lately finds none of them good.
-            with contextlib.suppress(redis.ResponseError):
-                return bool(self.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE))
-            return False
+        def is_meant(server: Server) -> bool:
+            # One that finds no good replica at the moment gives up, without a word.
+            nonlocal asked
+            if server is old and time.monotonic() > asked + 10:
+                asked = time.monotonic()
+                with contextlib.suppress(redis.ResponseError):
+                    self.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE)
+            return server is not old
 
-        wait_until(accepted, within=60)
-        return self.wait_for_new_primary(old)
+        self.wait_until_watched()
+        new = self._agreed(is_meant)
+        wait_until(lambda: role(old) == "slave", within=60)
+        return new
 
     def partition(self, server: Server) -> None:
         """Cut it off from sentinels and replicas. It is well, and knows nothing of the others."""
-        server.ask("ACL", "SETUSER", PEER, "off")
-        for kind in ("normal", "pubsub", "replica"):
-            server.ask("CLIENT", "KILL", "TYPE", kind, "USER", PEER)
+        server.ask("ACL", "SETUSER", PEER, "-@all")
+        server.ask("CLIENT", "KILL", "TYPE", "replica")
 
     def heal(self, server: Server) -> None:
-        server.ask("ACL", "SETUSER", PEER, "on")
+        server.ask("ACL", "SETUSER", PEER, "+@all")
 
     @contextlib.contextmanager
     def sentinels_asleep(self) -> Iterator[None]:
