@@ -190,7 +190,7 @@ def test_a_sale_goes_on_while_its_slots_move(own_cluster, connect, name):
     rush = Rush(crowd, client, **PATIENT)
     rush.served(100)
     nodes = own_cluster.primaries
-    for number, slot in enumerate(slots[:300]):
+    for number, slot in enumerate(slots[:100]):
         target = nodes[number % 3]
         if own_cluster.node_of(slot) is not target:
             own_cluster.move_slots([slot], target)

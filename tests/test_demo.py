@@ -290,7 +290,7 @@ class TestUrl:
             ("redis://127.0.0.1:1/0", "127.0.0.1"),
             ("unix:///nowhere/to/be/found.sock", "/nowhere/to/be/found.sock"),
             ("http://127.0.0.1", "--url: the URL must start with redis://"),
-            ("redis+cluster://:secret@127.0.0.1", "--url: redis+cluster:// is not supported"),
+            ("redis+cluster://:secret@127.0.0.1:1/0", "127.0.0.1:1"),
             ("redis://127.0.0.1/0?nonsense=1", "nonsense"),
         ],
     )

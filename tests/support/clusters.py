@@ -65,14 +65,30 @@ class Node(Server):
 
 
 class Everywhere:
-    def __init__(self, client: RedisCluster) -> None:
-        self._client = client
+    """Sets and gets many names at once, whatever their slots are, and whoever has them by now."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
 
     def mset(self, values: dict[str, Any]) -> None:
-        self._client.mset_nonatomic(values)
+        self._cluster.redis().mset_nonatomic(values)
 
     def mget(self, names: list[str]) -> list[bytes | None]:
-        return self._client.mget_nonatomic(names)
+        # Each node is asked itself: one that has not heard of a move sends others to and fro.
+        found: dict[str, bytes | None] = {}
+
+        def complete() -> bool:
+            for node in self._cluster.primaries:
+                asked = [name for name in names if name not in found]
+                pipeline = node.redis().pipeline(transaction=False)
+                for name in asked:
+                    pipeline.get(name)
+                said = zip(asked, pipeline.execute(raise_on_error=False), strict=True)
+                found.update((name, it) for name, it in said if not isinstance(it, Exception))
+            return found.keys() >= set(names)
+
+        wait_until(complete, within=60)
+        return [found[name] for name in names]
 
 
 class Move:
@@ -103,8 +119,14 @@ class Move:
         nodes = [self.target, self.source]
         if tell:
             nodes += [n for n in self.cluster.primaries if n not in nodes]
-        for node in nodes:
-            assert node.ask("CLUSTER", "SETSLOT", self.slot, "NODE", self.target.id) == b"OK"
+
+        def told() -> bool:
+            # What the former owner had said before, and comes later, may be believed instead.
+            for node in nodes:
+                assert node.ask("CLUSTER", "SETSLOT", self.slot, "NODE", self.target.id) == b"OK"
+            return all(owner(node, self.slot) == self.target.port for node in nodes)
+
+        wait_until(told)
 
 
 class Cluster:
@@ -172,7 +194,7 @@ class Cluster:
     @property
     def everywhere(self) -> Everywhere:
         """For those who set and get many names at once, whatever their slots are."""
-        return Everywhere(self.redis())
+        return Everywhere(self)
 
     @property
     def running(self) -> list[Node]:
