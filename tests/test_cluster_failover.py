@@ -22,7 +22,7 @@ QUICK = {"socket_timeout": 0.3, "timeout": 40}
 PATIENT = {"time_out": 40_000}
 LOCK, STOCK = "{sale}:lock", "{sale}:stock"
 SLOT = slot_of(STOCK)
-SALE = 10_000  # calls, many more than are made
+SALE = 40_000  # calls, many more than are made
 
 
 @pytest.fixture

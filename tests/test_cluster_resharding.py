@@ -19,7 +19,7 @@ QUICK = {"socket_timeout": 0.3, "timeout": 20}
 PATIENT = {"time_out": 20_000}
 LOCK, STOCK = "{sale}:lock", "{sale}:stock"
 SLOT = slot_of(STOCK)
-SALE = 10_000  # calls, many more than are made
+SALE = 20_000  # calls, many more than are made
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_hot_slot_that_moves_again_and_again_is_sold_from_all_the_time(
 ):
     """All of the sale is in one slot, and its keys go one by one."""
     tagged = lambda kind: "{hot}:" + name(kind)  # noqa: E731
-    crowd = Crowd(own_cluster.observer("{hot}"), tagged, 3000)
+    crowd = Crowd(own_cluster.observer("{hot}"), tagged, 12_000)
     client = connect(own_cluster.url)
     rush = Rush(crowd, client, **PATIENT)
     for _ in range(3):

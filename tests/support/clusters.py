@@ -22,7 +22,7 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.crc import key_slot
 
 from support.sentinels import follows, replication
-from support.servers import ANY, Server, lasting_port
+from support.servers import ANY, Server, coming_up, lasting_port
 from support.threads import wait_until
 
 HOST = "127.0.0.1"
@@ -164,10 +164,11 @@ class Cluster:
         return Node(self.kind, *self._options, password=self.password)
 
     def start(self) -> Cluster:
-        for node in self.nodes:
-            node.start(wait=False)
-        self.wait_until_content()
-        self.catch_up()
+        with coming_up(self.nodes):
+            for node in self.nodes:
+                node.start(wait=False)
+            self.wait_until_content()
+            self.catch_up()
         return self
 
     def stop(self) -> None:

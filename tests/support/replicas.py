@@ -17,7 +17,7 @@ import seckill.aio
 
 from support.aio import Awaited
 from support.sentinels import HOST, follows, replication
-from support.servers import ANY, Server, lasting_port
+from support.servers import ANY, Server, coming_up, lasting_port
 from support.threads import wait_until
 
 QUICK = ("repl-diskless-sync yes", "repl-diskless-sync-delay 0", "repl-ping-replica-period 1")
@@ -38,9 +38,11 @@ class Replicated:
         return self.primary.url
 
     def start(self) -> Replicated:
-        for server in (self.primary, *self.replicas):
-            server.start()
-        self.catch_up()
+        servers = [self.primary, *self.replicas]
+        with coming_up(servers):
+            for server in servers:
+                server.start()
+            self.catch_up()
         return self
 
     def stop(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import redis
 import redis.sentinel
 
-from support.servers import ANY, Server, lasting_port
+from support.servers import ANY, Server, coming_up, lasting_port
 from support.threads import wait_until
 
 SERVICE = "mymaster"
@@ -131,6 +131,11 @@ class Deployment:
         ]
 
     def start(self) -> Deployment:
+        with coming_up([*self.servers, *self.sentinels]):
+            self._start()
+        return self
+
+    def _start(self) -> None:
         for server in self.servers:
             server.start(wait=False)
         for server in self.servers:
@@ -142,7 +147,6 @@ class Deployment:
             sentinel.wait_until_up()
             sentinel.hurry()
         self.wait_until_watched()
-        return self
 
     def stop(self) -> None:
         for process in [*self.sentinels, *self.servers]:

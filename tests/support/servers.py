@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import itertools
 import os
 import random
 import re
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,13 +82,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def lasting_port(second: int = 0) -> int:
-    """A port that stays free while its server is down: no outgoing connection is given it.
+def _lasting_ports() -> Iterator[int]:
+    """Below those that outgoing connections are given; each worker has a range of its own.
 
-    The one that is `second` further on is free as well.
+    One after the other: a port comes again only when all the others were given, so nobody is given
+    that of a server which is down for a while.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4
+    ports = range(11_000 + 2500 * worker, 13_500 + 2500 * worker)
+    first = random.randrange(len(ports))
+    return itertools.cycle([*ports[first:], *ports[:first]])
+
+
+_ports = _lasting_ports()
+
+
+def lasting_port(second: int = 0) -> int:
+    """A port that stays free while its server is down, and so does the one `second` further on."""
     for _ in range(1000):
-        port = random.randrange(11_000, 22_000)
+        port = next(_ports)
         with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
             one.bind(("127.0.0.1", port))
             if second:
@@ -286,7 +299,8 @@ class Server:
         return self._ping().startswith(b"-LOADING")
 
     def log(self) -> str:
-        return (self.directory / "log").read_text(errors="replace")
+        file = self.directory / "log"
+        return file.read_text(errors="replace") if file.exists() else ""
 
     @property
     def is_running(self) -> bool:
@@ -327,3 +341,15 @@ class Server:
             yield
         finally:
             self.thaw()
+
+
+@contextlib.contextmanager
+def coming_up(servers: Sequence[Server]) -> Iterator[None]:
+    """Around the start of many: if one thing fails, none stays behind, and their logs are told."""
+    try:
+        yield
+    except BaseException as error:
+        logs = "\n".join(f"{server}:\n{server.log()[-2000:]}" for server in servers)
+        for server in servers:
+            server.stop()
+        raise RuntimeError(f"they did not come up: {error}\n{logs}") from error
