@@ -26,10 +26,11 @@ use redis::Value;
 use socket2::SockAddr;
 
 use crate::clock::{self, ServerClock};
-use crate::dial::{Dialing, resolve};
+use crate::dial::Dialing;
 use crate::error::{Error, is_passing};
 use crate::inherited::OpenFd;
 use crate::login::{Login, Told};
+use crate::resolve::{Found, resolve};
 use crate::sentinel::Search;
 use crate::settings::{Address, Place, Settings};
 use crate::tls::{Failure, Secured, Tls};
@@ -85,7 +86,7 @@ enum Stage {
     /// The settings cannot be connected to, and why.
     Impossible(String),
     Searching(Search),
-    Resolving(Receiver<io::Result<Vec<SocketAddr>>>),
+    Resolving(Receiver<Found>),
     Connecting(Dialing),
     Securing(Wire),
     Asking(Wire, Receiver<Told>),
@@ -323,7 +324,7 @@ fn told(answer: &Receiver<Told>, until: Instant) -> Result<Option<Login>, Troubl
 }
 
 fn resolved(
-    answer: &Receiver<io::Result<Vec<SocketAddr>>>,
+    answer: &Receiver<Found>,
     until: Instant,
     end: Instant,
 ) -> Result<Option<Stage>, Trouble> {

@@ -1,10 +1,8 @@
-//! From a host's name to a connected socket: look-up, and each address in turn.
+//! From addresses to a connected socket: each in turn.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -12,24 +10,10 @@ use socket2::{Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::clock;
 use crate::inherited::OpenFd;
-use crate::thread;
 use crate::transport::Line;
 
 /// How often a unix socket with a full backlog is tried again.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
-
-/// `getaddrinfo` in a thread of its own: it has no time-out, and cannot be interrupted.
-pub fn resolve(host: String, port: u16) -> Receiver<io::Result<Vec<SocketAddr>>> {
-    let (answer, receiver) = channel();
-    let look_up = move || {
-        let found = (host.as_str(), port).to_socket_addrs().map(Iterator::collect);
-        // Nobody listens any more when it took too long.
-        let _ = answer.send(found);
-    };
-    // Without a thread the channel closes, which the receiver sees.
-    let _ = thread::start("seckill-resolve", look_up);
-    receiver
-}
 
 /// Addresses that are tried one after the other, each for its share of the time that is left.
 pub struct Dialing {
@@ -117,7 +101,7 @@ fn in_progress(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
 
     /// A listener whose backlog is full drops what would connect to it, as a firewall does.
     fn silent() -> (TcpListener, Vec<Socket>, SocketAddr) {

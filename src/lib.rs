@@ -27,6 +27,7 @@ mod combine;
 mod connect;
 mod dial;
 mod queue;
+mod resolve;
 mod script;
 mod script_call;
 mod session;

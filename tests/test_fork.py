@@ -7,6 +7,7 @@ import os
 import pytest
 from support.programs import Program, run
 from support.relay import pass_on
+from support.servers import lasting_port
 from support.threads import wait_until
 
 pytestmark = pytest.mark.core
@@ -78,6 +79,46 @@ def test_a_thousand_forks_with_eight_threads_in_mid_call_hang_nobody(start_serve
     assert told["statuses"] == {"0": FORKS}
     assert int(observer.get("stock")) == 10_000_000 - told["sold"] - FORKS
     assert not observer.exists("held")
+
+
+def fork_in_mid_look_up(port, closed_port, forks):
+    """Other threads are inside the C library's resolver most of the time."""
+    import contextlib
+    import threading
+
+    import seckill
+    from support.children import ended, fork
+
+    clients = [seckill.Client(f"redis://localhost:{port}") for _ in range(4)]
+    over = threading.Event()
+
+    def find_nobody_there(client):
+        while not over.is_set():
+            with contextlib.suppress(seckill.ConnectionError):
+                client.incr_inventory("stock", 1)
+
+    nobody = [seckill.Client(f"redis://localhost:{closed_port}") for _ in range(4)]
+    threads = [threading.Thread(target=find_nobody_there, args=(client,)) for client in nobody]
+    for thread in threads:
+        thread.start()
+
+    def child():
+        for client in clients:
+            client.incr_inventory("children", 1)
+
+    try:
+        return [ended(fork(child)) for _ in range(forks)]
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_child_of_a_process_in_mid_look_up_finds_its_server_by_name(start_server):
+    server = start_server("user default on nopass ~* &* +@all")
+    forks = FORKS // 5
+    assert run(fork_in_mid_look_up, server.port, lasting_port(), forks, limit=120).value == [0] * forks
+    assert server.redis().get("children") == str(4 * forks).encode()
 
 
 def fork_with_waiting_threads(url):

@@ -145,7 +145,7 @@ class Server:
         self.password = password
         # With a certificate it speaks TLS, too, at a port of its own.
         self.certificate = certificate
-        self.tls_port = free_port() if certificate else 0
+        self.tls_port = self._free_port() if certificate else 0
         # A unix socket's path is limited to about 100 bytes: a short directory of our own.
         self.directory = Path(tempfile.mkdtemp(prefix="sk-"))
         self.socket_path = str(self.directory / "socket")
@@ -155,6 +155,10 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._observers: list[redis.Redis] = []
         self._inquirer: redis.Redis | None = None
+
+    def _free_port(self) -> int:
+        # One of a cluster needs another that is 10,000 higher.
+        return lasting_port(10_000) if self._port_is_given else free_port()
 
     def __repr__(self) -> str:
         state = f"pid {self._process.pid}" if self._process else "down"
@@ -224,7 +228,7 @@ class Server:
             in_use = "in use" in self.log().lower()
             if attempt < 2 and in_use and not self._port_is_given:
                 self.port = free_port()  # somebody took the port between our look and its bind
-                self.tls_port = free_port() if self.certificate else 0
+                self.tls_port = self._free_port() if self.certificate else 0
                 continue
             break
         log = self.log()
