@@ -117,7 +117,8 @@ def fork_in_mid_look_up(port, closed_port, forks):
 def test_a_child_of_a_process_in_mid_look_up_finds_its_server_by_name(start_server):
     server = start_server("user default on nopass ~* &* +@all")
     forks = FORKS // 5
-    assert run(fork_in_mid_look_up, server.port, lasting_port(), forks, limit=120).value == [0] * forks
+    ended = run(fork_in_mid_look_up, server.port, lasting_port(), forks, limit=120).value
+    assert ended == [0] * forks
     assert server.redis().get("children") == str(4 * forks).encode()
 
 
