@@ -88,10 +88,21 @@ def test_a_double_is_forgiven_nowhere():
 
 def test_what_nobody_may_be_told_is_wrong():
     assert verdict([sale("wrong:KeyError()")], 10).wrong
+    assert verdict([Entry(ledger.LOCK, "lock", 0, 1.0, "wrong:KeyError()", 0, 1.1)], 10).wrong
+    assert verdict([sale("held")], 10).wrong
 
 
 def test_a_stock_that_is_gone_is_lost():
     assert verdict([], None).lost == 1
+
+
+@pytest.mark.parametrize("outcome", ["unsent", "unknown"])
+def test_nobody_gives_up_while_there_is_time_left(outcome):
+    for known, seconds, fine in ((True, 4, False), (True, 5.1, True), (False, 0.1, True)):
+        told = sale(outcome, told=1 + seconds)
+        told.known = known
+        assert (not verdict([told], 10).wrong) is fine
+    assert not verdict([Entry(ledger.LOCK, "lock", 0, 1, outcome, 0, 2, True)], 10).wrong
 
 
 # -- call by call --------------------------------------------------------------------------------
@@ -147,7 +158,7 @@ def test_who_could_have_had_it_is_not_refused():
 
 
 def held(asked, told, released=float("inf")):
-    return Entry(ledger.LOCK, "lock", 0, asked, ledger.HELD, 0, told, released)
+    return Entry(ledger.LOCK, "lock", 0, asked, ledger.HELD, 0, told, released=released)
 
 
 def test_a_lock_is_held_by_one_after_the_other():

@@ -15,6 +15,8 @@ Calls are judged twice. By the sum of each stock; and one by one on *marked* sto
 takes 8**i of 0o777..., so that an octal digit says how often that very call was made. Who was told
 how many units were left must have been told what could be: with no more taken than was asked for by
 then, and no less than was already told. And a lock is never held by two.
+
+Nor does a caller hear of trouble while there is time left to get over it.
 """
 
 from __future__ import annotations
@@ -31,10 +33,15 @@ from chaos.ledger import Entry
 DIGITS = 16  # 8**16 - 1 is what a marked stock begins with
 FULL = 8**DIGITS - 1
 LEASE = 3.0  # seconds, of every lock that is taken for its own sake
+PATIENCE = 5.0  # seconds: the time_out of each sale
 
 NOTHING = frozenset({ledger.SHORT, ledger.REFUSED, ledger.UNSENT})
 EITHER = frozenset({ledger.UNKNOWN, ledger.UNTOLD})
-TOLD = NOTHING | EITHER | {ledger.SOLD, ledger.UNSAFE}
+TROUBLE = EITHER | {ledger.UNSENT, ledger.UNSAFE}
+TOLD = {
+    ledger.STOCK: NOTHING | TROUBLE | {ledger.SOLD},
+    ledger.LOCK: TROUBLE | {ledger.HELD, ledger.BUSY},
+}
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,10 @@ def check(
     for entry in entries:
         if entry.what == ledger.STOCK:
             stocks[entry.name].append(entry)
-            if entry.outcome not in TOLD:
-                verdict.wrong.append(f"nobody may be told this: {entry}")
+        if entry.outcome not in TOLD[entry.what]:
+            verdict.wrong.append(f"nobody may be told this: {entry}")
+        if gave_up_early(entry):
+            verdict.wrong.append(f"there was time left: {entry}")
     for name, first in offered.items():
         last = left[name]
         if last is None:
@@ -98,6 +107,11 @@ def check(
 def certain(entry: Entry, rules: Rules) -> bool:
     done = entry.outcome == ledger.SOLD
     return done or (entry.outcome == ledger.UNSAFE and not rules.fails_over)
+
+
+def gave_up_early(entry: Entry) -> bool:
+    trouble = entry.outcome in (ledger.UNSENT, ledger.UNKNOWN) and entry.known
+    return trouble and entry.what == ledger.STOCK and entry.told < entry.asked + 0.98 * PATIENCE
 
 
 def possible(entry: Entry) -> bool:

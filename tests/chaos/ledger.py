@@ -42,6 +42,8 @@ class Entry:
     outcome: str = UNTOLD
     figure: int = 0
     told: float = float("inf")
+    known: bool = False
+    """Its process had been answered before: the server is one that is ridden out."""
     released: float = float("inf")
 
 
@@ -74,16 +76,18 @@ def read(paths: Iterable[Path]) -> list[Entry]:
 
 def entries(path: Path) -> Iterator[Entry]:
     asked: dict[str, Entry] = {}
+    known = False
     for line in path.read_text().splitlines(keepends=True):
         if not line.endswith("\n"):
             break  # he was killed over it
         kind, number, *words = line.split()
         if kind == "a":
             what, name, change, moment = words
-            asked[number] = Entry(what, name, int(change), float(moment))
+            asked[number] = Entry(what, name, int(change), float(moment), known=known)
         elif kind == "t":
             entry, (outcome, figure, moment) = asked[number], words
             entry.outcome, entry.figure, entry.told = outcome, int(figure), float(moment)
+            known = known or outcome not in (UNSENT, UNKNOWN)
         else:
             asked[number].released = float(words[0])
     yield from asked.values()
