@@ -14,25 +14,17 @@ from support.aio import eventually, gathered
 from support.clients import HOUR, Rush
 from support.clusters import key_in, slot_of
 from support.crowd import Crowd
+from support.places import face, own_kind
 from support.sentinels import follows, replication
 from support.servers import ANY
 from support.threads import all_of, call, wait_until
 
+FIXTURES = (own_kind, face)
 QUICK = {"socket_timeout": 0.3, "timeout": 40}
 PATIENT = {"time_out": 40_000}
 LOCK, STOCK = "{sale}:lock", "{sale}:stock"
 SLOT = slot_of(STOCK)
 SALE = 40_000  # calls, many more than are made
-
-
-@pytest.fixture
-def own_kind(place):
-    return place[0]
-
-
-@pytest.fixture
-def face(place):
-    return place[1]
 
 
 @pytest.fixture

@@ -12,24 +12,16 @@ from support.aio import eventually, gathered
 from support.clients import HOUR, Rush
 from support.clusters import key_in, slot_of
 from support.crowd import Crowd
+from support.places import face, own_kind
 from support.proxy import REPLY
 from support.threads import call, wait_until
 
+FIXTURES = (own_kind, face)
 QUICK = {"socket_timeout": 0.3, "timeout": 20}
 PATIENT = {"time_out": 20_000}
 LOCK, STOCK = "{sale}:lock", "{sale}:stock"
 SLOT = slot_of(STOCK)
 SALE = 20_000  # calls, many more than are made
-
-
-@pytest.fixture
-def own_kind(place):
-    return place[0]
-
-
-@pytest.fixture
-def face(place):
-    return place[1]
 
 
 @pytest.fixture

@@ -26,11 +26,13 @@ from support.aio import eventually, gathered
 from support.clients import HOUR, Rush
 from support.crowd import Crowd
 from support.fake_sentinels import Front, at
+from support.places import face, own_kind
 from support.proxy import REPLY, REQUEST
 from support.sentinels import role
 from support.servers import KINDS
 from support.threads import all_of, call, wait_until
 
+FIXTURES = (own_kind, face)
 SALE = 40_000  # calls, many more than are made
 FATES = ("killed", "stopped", "partitioned")
 LOOPS_AND_THREADS = ("threads", "asyncio", "uvloop")
@@ -83,16 +85,6 @@ class Plot:
 
     def new_primary(self):
         return self.deployment.wait_for_new_primary(self.old)
-
-
-@pytest.fixture
-def own_kind(place):
-    return place[0]
-
-
-@pytest.fixture
-def face(place):
-    return place[1]
 
 
 @pytest.fixture

