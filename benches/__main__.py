@@ -1,9 +1,11 @@
-"""`python -m benches`: measures, prints three tables, stores JSON."""
+"""`python -m benches`: measures, prints four tables, stores JSON."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -11,15 +13,19 @@ from statistics import median
 from . import call, machine
 from .figures import FIGURES
 from .locks import LOCKS
+from .primaries import PRIMARIES
 from .rates import Bench, NotMeasured
-from .report import Result, Side, store, table, table_of_figures
+from .report import Result, Side, store, table, table_of_deployments, table_of_figures
 from .rows import CONTESTS, Contest
+from .safety import SAFETY
 from .server import BINARIES, serving
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
 
 
-ROWS = (*CONTESTS, *LOCKS, *FIGURES)
+DEPLOYED = PRIMARIES | SAFETY
+
+ROWS = (*CONTESTS, *LOCKS, *FIGURES, *DEPLOYED)
 
 NOT_QUICK = {
     *("tasks-10", "tasks-100", "lock-waiters"),
@@ -40,6 +46,7 @@ def main() -> int:
     results: list[Result] = []
     figures: list[Result] = []
     locks: list[Result] = []
+    deployed: list[Result] = []
     with serving(options.server) as server:
         about["server"] = server.version
         print(headline(about), flush=True)
@@ -51,6 +58,8 @@ def main() -> int:
                 results += play(name, CONTESTS[name], bench, options.rounds, options.patience)
             elif name in LOCKS:
                 locks += play(name, LOCKS[name], bench, options.rounds, options.patience)
+            elif name in DEPLOYED:
+                deployed += stage(name, DEPLOYED[name], bench, options)
             else:
                 rounds = min(options.rounds, ROUNDS_FOR_FIGURES)
                 figures += play(name, FIGURES[name], bench, rounds, options.patience)
@@ -61,15 +70,34 @@ def main() -> int:
         print(f"\n{table_of_figures(figures)}")
     if locks:
         print(f"\n{table(locks)}")
-    played = rounds_played(results, figures, locks)
+    if deployed:
+        print(f"\n{table_of_deployments(deployed)}")
+    everything = results + figures + locks + deployed
+    played = rounds_played(results, figures, locks, deployed)
     print(f"\nMedians of {played} rounds in turns, in brackets the range over the rounds.")
-    crowded = max(median(result.company) for result in results + figures + locks)
+    crowded = max(median(result.company) for result in everything)
     print(f"Others used up to {crowded:.0%} of the machine meanwhile.")
-    store(options.json or LATEST, about, results, figures, locks)
-    failures = [result for result in results + figures + locks if result.failure]
+    store(options.json or LATEST, about, results, figures, locks, deployed)
+    failures = [result for result in everything if result.failure]
     for result in failures:
         print(f"not measured: {result.row.what}: {result.failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def stage(name: str, contest: Contest, bench: Bench, options: argparse.Namespace) -> list[Result]:
+    """Plays a contest on what it needs to have running, which is ended afterwards."""
+    progress(f"{name}: {', '.join(contest.deployments)}")
+    with ExitStack() as running:
+        try:
+            deployments = {
+                what: running.enter_context(deploy(options.server))
+                for what, deploy in contest.deployments.items()
+            }
+        except (RuntimeError, OSError) as failure:
+            side = Side((), str(failure).splitlines()[0])
+            return [Result(row, side, side, [0.0]) for row in contest.rows]
+        deployed = replace(bench, deployments=deployments)
+        return play(name, contest, deployed, options.rounds, options.patience)
 
 
 def play(name: str, contest: Contest, bench: Bench, rounds: int, patience: int) -> list[Result]:
@@ -77,7 +105,8 @@ def play(name: str, contest: Contest, bench: Bench, rounds: int, patience: int) 
     samples: dict[str, list[tuple[float, ...]]] = {side: [] for side in contest.sides}
     failures: dict[str, str] = {}
     shares: list[float] = []
-    company = machine.Company(bench.server.pid)
+    servers = [server.pid for it in bench.deployments.values() for server in it.servers]
+    company = machine.Company(bench.server.pid, *servers)
     while len(shares) < rounds:
         turn = len(shares)
         played: dict[str, tuple[float, ...]] = {}

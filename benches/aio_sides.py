@@ -23,9 +23,10 @@ Opener = Callable[[Job], AbstractAsyncContextManager[Seller]]
 async def seckill(job: Job) -> AsyncIterator[Seller]:
     import seckill.aio
 
-    async with seckill.aio.configure(host="127.0.0.1", port=job.port):
+    pairs = job.pairs()
+    async with seckill.aio.configure(job.source, **job.options):
         # Nothing between the loop and the call: at its rate a lambda would show.
-        yield lambda: partial(seckill.aio.update_inventory, job.lock, job.stock, -1)
+        yield lambda: partial(seckill.aio.update_inventory, *next(pairs), -1)
 
 
 @asynccontextmanager

@@ -42,11 +42,12 @@ async def sell_together(sells: list[Sell], seconds: float) -> dict[str, float]:
 
     tasks = [asyncio.create_task(work(sell)) for sell in sells]
     await asyncio.sleep(0)
-    began = time.monotonic()
+    began, used = time.monotonic(), time.process_time()
     asyncio.get_running_loop().call_later(seconds, close)
     gate.set()
     sold = sum(await asyncio.gather(*tasks))
-    return {"sold": sold, "began": began, "ended": time.monotonic()}
+    used = time.process_time() - used
+    return {"sold": sold, "began": began, "ended": time.monotonic(), "used": used}
 
 
 async def sell(job: Job) -> dict[str, float]:

@@ -57,8 +57,9 @@ class ScriptCall:
 
 def one_sale(lock: str, stock: str) -> ScriptCall:
     """What `update_inventory(lock, stock, -1)` sends, on a lock that is free; see stock.lua."""
+    tag = stock[1:].partition("}")[0] if stock.startswith("{") else stock
     source = "".join((SCRIPTS / name).read_text() for name in ("session.lua", "stock.lua"))
-    keys = (f"seckill:{{{stock}}}:{SESSION}:{stock}", stock, lock)
+    keys = (f"seckill:{{{tag}}}:{SESSION}:{stock}", stock, lock)
     return ScriptCall(source, keys, (NUMBER, NEVER, "600000", "", "", "-1", "1"))
 
 

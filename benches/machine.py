@@ -38,12 +38,12 @@ def describe() -> dict[str, object]:
 class Company:
     """How much of the machine others use meanwhile: all that is used, less what is ours.
 
-    Ours is this process, its children (once they have ended) and the server. What others take
+    Ours is this process, its children (once they have ended) and the servers. What others take
     changes the ratios, too: with one core taken away, all that is left meets on the other.
     """
 
-    def __init__(self, server_pid: int) -> None:
-        self._server_pid = server_pid
+    def __init__(self, *servers: int) -> None:
+        self._servers = servers
         self._before = self._used_by_others(), time.monotonic()
 
     def share(self) -> float:
@@ -56,9 +56,15 @@ class Company:
     def _used_by_others(self) -> float:
         fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
         user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields)
-        server = Path(f"/proc/{self._server_pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = user + nice + system + irq + softirq + steal - int(server[11]) - int(server[12])
-        return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+        ticks = user + nice + system + irq + softirq + steal
+        ours = sum(os.times()[:4]) + sum(map(used, self._servers))
+        return ticks / os.sysconf("SC_CLK_TCK") - ours
+
+
+def used(pid: int) -> float:
+    """Seconds of the processor that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu() -> str:

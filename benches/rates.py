@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import aio_sides
 from .call import NUMBER, ScriptCall, one_sale
+from .deployments import Deployment
 from .server import Server
 from .sides import MODULES, Job
 
@@ -42,6 +43,8 @@ class Bench:
     starts: int
     rates: dict[tuple[int, int], float] = field(default_factory=dict)
     """redis-benchmark wants a number of requests, not a time: what each crowd of it ran at last."""
+    deployments: dict[str, Deployment] = field(default_factory=dict)
+    """What the contest that is played has running, beside the server."""
 
 
 Measure = Callable[[Bench], list[float]]

@@ -13,6 +13,7 @@ from .rows import Compare, Row, Unit
 
 HEAD = ("what, against what", "seckill", "theirs", "ratio (range)", "floor", "goal", "reached")
 FIGURES_HEAD = ("what; compared with", "seckill", "theirs", "difference (range)")
+DEPLOYED_HEAD = ("what; beside what", "the first", "the second", "ratio (range)")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ def table_of_figures(results: list[Result]) -> str:
     return _drawn([FIGURES_HEAD, *(result.cells()[: len(FIGURES_HEAD)] for result in results)])
 
 
+def table_of_deployments(results: list[Result]) -> str:
+    """Ours is on both sides of most rows: nothing is wanted of these, either."""
+    return _drawn([DEPLOYED_HEAD, *(result.cells()[: len(DEPLOYED_HEAD)] for result in results)])
+
+
 def _drawn(lines: list[tuple[str, ...]]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     drawn = [_line(line, widths) for line in lines]
@@ -111,12 +117,14 @@ def store(
     results: list[Result],
     figures: list[Result],
     locks: list[Result],
+    deployed: list[Result],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     document = about | {
         "rows": [result.record() for result in results],
         "figures": [result.record() for result in figures],
         "locks": [result.record() for result in locks],
+        "deployments": [result.record() for result in deployed],
     }
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
@@ -138,7 +146,8 @@ def _side(side: Side, row: Row) -> str:
 def _range(comparisons: list[float], row: Row) -> str:
     middle, low, high = median(comparisons), min(comparisons), max(comparisons)
     if row.compare.is_ratio:
-        return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+        digits = 2 if middle >= 0.1 else 4
+        return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
     if row.unit is Unit.BYTES:
         return f"{middle:+,.0f} B ({low:,.0f}–{high:,.0f})"
     return f"{middle:+.1f} ms ({low:.1f}–{high:.1f})"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from statistics import median
 
+from .deployments import Deploy
 from .rates import Measure, redis_benchmark, workers
 from .startup import interpreter
 
@@ -38,6 +39,7 @@ class Unit(Enum):
 
     PER_SECOND = "{:,.0f}/s"
     MILLISECONDS = "{:,.2f} ms"
+    MICROSECONDS = "{:,.2f} µs"
     BYTES = "{:,.0f} B"
     COUNT = "{:,.1f}"
     SHARE = "{:.0%}"
@@ -62,6 +64,8 @@ class Contest:
 
     sides: dict[str, Measure]
     rows: tuple[Row, ...]
+    deployments: dict[str, Deploy] = field(default_factory=dict)
+    """What has to run meanwhile, beside the server: its name, and what starts it."""
 
 
 def crowd_of_tasks(tasks: int, *, among_all: bool = False) -> Contest:

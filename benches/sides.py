@@ -7,8 +7,9 @@ of its own that sells one unit. Libraries are imported inside: a process loads t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from .call import ScriptCall
@@ -30,16 +31,40 @@ class Job:
     """asyncio tasks in place of threads, as aio_sides.py has them; or 0."""
     loop: str = "asyncio"
     """Or uvloop."""
+    url: str = ""
+    """Of a deployment, where it is not the server at the port."""
+    stocks: int = 1
+    """With more than one, each who sells has one of these, with a lock in the same slot."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """More keywords for the client."""
+
+    @property
+    def source(self) -> str:
+        """Where our client finds what it sells on."""
+        return self.url or f"redis://127.0.0.1:{self.port}/0"
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """A lock and a stock for each who sells, round and round."""
+        if self.stocks == 1:
+            return itertools.repeat((self.lock, self.stock))
+        stocks = many(self.stock, self.stocks)
+        return itertools.cycle([(f"{{{stock}}}:lock", stock) for stock in stocks])
+
+
+def many(stock: str, count: int) -> list[str]:
+    """The names of so many stocks, anywhere in a cluster."""
+    return [f"{stock}:{number}" for number in range(count)]
 
 
 def seckill(job: Job) -> Seller:
     import seckill
 
-    seckill.configure(host="127.0.0.1", port=job.port)
-    lock, stock = job.lock, job.stock
+    seckill.configure(job.source, **job.options)
+    pairs = job.pairs()
 
     def seller() -> Sell:
         update_inventory = seckill.update_inventory
+        lock, stock = next(pairs)
         return lambda: update_inventory(lock, stock, -1)
 
     return seller

@@ -15,6 +15,7 @@ from support.clients import HOUR, Rush
 from support.clusters import key_in, slot_of
 from support.crowd import Crowd
 from support.places import face, own_kind
+from support.proxy import REPLY, REQUEST
 from support.sentinels import follows, replication
 from support.servers import ANY
 from support.threads import all_of, call, wait_until
@@ -92,6 +93,33 @@ def test_an_orderly_one_is_hardly_noticed(own_cluster, connect, name):
     rush.served(200)
     crowd.observer = own_cluster.everywhere
     rush.end()
+
+
+def test_those_who_are_parted_from_a_primary_follow_the_one_that_replaces_it(
+    a_cluster, start_proxy, name
+):
+    """For the other nodes it is well, so an operator has to help.
+
+    What it has told somebody and not yet its replica is lost, as it always is.
+    """
+    old = a_cluster.node_of(SLOT)
+    (replica,) = a_cluster.replicas_of(old)
+    front = start_proxy(old)
+    a_cluster.announce(old, front)
+    wait_until(lambda: follows(replica, front, 0))
+    crowd = Crowd(a_cluster.everywhere, name, SALE, lock_each=True)
+    with seckill.Client(a_cluster.url_of(replica), **QUICK) as client:
+        rush = Rush(crowd, client, **PATIENT)
+        rush.served(200)
+        front.swallow(REQUEST, REPLY)
+        replica.ask("CLUSTER", "FAILOVER", "FORCE")
+        wait_until(lambda: replica.is_primary, within=60)
+        rush.served(200)
+        front.swallow()
+        wait_until(lambda: not old.is_primary, within=60)
+        a_cluster.wait_for_promotion(SLOT)
+        crowd.observer = a_cluster.everywhere
+        rush.end(lost=True)
 
 
 async def test_hundreds_of_tasks_ride_it_out(a_cluster, name, loop_kind):

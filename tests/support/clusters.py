@@ -266,15 +266,15 @@ class Cluster:
         wait_until(served, within=90)
 
     def announce(self, node: Node, proxy: Any) -> None:
-        """Start a node anew; clients are sent to the proxy in front of it by all they may ask."""
+        """Start a node anew; clients and replicas are sent to the proxy in front of it, by all they
+        may ask."""
+        slots = [slot for slot in range(0, SLOTS, 1000) if owner(node, slot) == node.port]
         node.kill()
         bus = node.port + BUS
         node.start(f"cluster-announce-port {proxy.port}", f"cluster-announce-bus-port {bus}")
         self.wait_until_content()
-        ports = {proxy.port}
-        slots = [slot for slot in range(0, SLOTS, 1000) if owner(node, slot) in (*ports, node.port)]
         wait_until(
-            lambda: all({owner(n, slot) for n in self.running} == ports for slot in slots),
+            lambda: all({owner(n, slot) for n in self.running} == {proxy.port} for slot in slots),
             within=60,
         )
 

@@ -83,12 +83,13 @@ def free_port() -> int:
 
 
 def _lasting_ports() -> Iterator[int]:
-    """Below those that outgoing connections are given; each worker has a range of its own.
+    """Below those that outgoing connections are given; each worker has a range of its own, and so
+    has who is none.
 
     One after the other: a port comes again only when all the others were given, so nobody is given
     that of a server which is down for a while.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 4
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw3")[2:]) % 4
     ports = range(11_000 + 2500 * worker, 13_500 + 2500 * worker)
     first = random.randrange(len(ports))
     return itertools.cycle([*ports[first:], *ports[:first]])
