@@ -63,15 +63,17 @@ pub struct Packed {
     pub sent: Instant,
     /// How long an answer may take.
     patience: Duration,
-    /// How long the server may take to say how safe it all is, by each of the questions.
+    /// How long the server may take to say how safe it all is, by each of so many questions.
     given: Duration,
+    questions: u32,
 }
 
 impl Packed {
-    /// When all answers have to be there.
+    /// When the answers that are still to come have to be there: first to the calls, then of their proof.
     pub fn end(&self) -> Instant {
-        let safety = self.expected.iter().filter(|it| matches!(it, Expected::Safety(_))).count();
-        self.sent + self.patience + self.given * u32::try_from(safety).unwrap_or(0)
+        let calls = self.expected.iter().any(|it| !matches!(it, Expected::Safety(_)));
+        let proof = if calls { Duration::ZERO } else { self.given * self.questions };
+        self.sent + self.patience + proof
     }
 
     /// How many calls it holds.
@@ -244,8 +246,10 @@ impl Batch {
                 given = given.min(time);
             }
         }
+        let calls = expected.len();
         expected.extend(safety.pack(given, out).into_iter().map(Expected::Safety));
-        Packed { expected, sent: now, patience, given }
+        let questions = u32::try_from(expected.len() - calls).unwrap_or(0);
+        Packed { expected, sent: now, patience, given, questions }
     }
 
     /// Whether a caller has an answer, while others wait for a proof.
@@ -320,7 +324,7 @@ impl Batch {
             _ if call.answer(answer, received) => {}
             _ => return call.senseless(),
         }
-        Heard::Answer
+        Heard::Run
     }
 
     /// Every caller of the batch learns that there will be no answer, and why.

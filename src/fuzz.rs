@@ -99,7 +99,7 @@ pub fn reply(data: &[u8]) {
         sentinel(replies);
         cluster(replies);
     }
-    for follows in [Follows::Nothing, Follows::Connection, Follows::Calls] {
+    for follows in [Follows::Nothing, Follows::Name, Follows::Connection, Follows::Calls] {
         for value in values {
             alone(value, follows);
         }
@@ -188,7 +188,7 @@ fn alone(value: &Value, follows: Follows) {
         assert_eq!(packed.expected, [Expected::Call(0)]);
         let mut late = Vec::new();
         match hear(&mut batch, 0, value, follows, &mut late) {
-            Heard::Answer | Heard::WrongServer => {
+            Heard::Run | Heard::Answer | Heard::WrongServer => {
                 assert!(batch.answered() && step.reply().is_some() != (late.len() == 1));
             }
             Heard::Astray => {

@@ -89,8 +89,10 @@ pub enum Redirect {
 /// What follows a primary that moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Follows {
-    /// Nothing: there is one server, or whoever answers to its name.
+    /// Nothing: there is one server.
     Nothing,
+    /// Its name: the server has taken our writes, so another will, whom the name leads to soon.
+    Name,
     /// The connection: it is made anew to whatever server the sentinels name.
     Connection,
     /// The calls: they go to the node that has their slot.
@@ -102,6 +104,8 @@ pub enum Follows {
 pub enum Heard {
     /// The call is answered.
     Answer,
+    /// The call is answered by its script, so this server takes writes.
+    Run,
     /// The call was not run and may be sent again at once (NOSCRIPT).
     Again,
     /// The call was not run; the server will be ready later (LOADING, ...).
@@ -167,6 +171,7 @@ impl ScriptCall {
     pub fn doubt(&mut self) {
         self.identity.in_doubt = true;
         self.unsafe_yet.clear();
+        self.beyond_proof = None;
     }
 
     /// It is sent, and must not be applied after this.
@@ -502,9 +507,11 @@ impl ScriptCall {
             _ => detail,
         };
         let wrong = code == "READONLY";
+        // So says the former primary, too, when its replicas have left it for another.
+        let elsewhere = (wrong || code == "NOREPLICAS") && follows != Follows::Nothing;
         // An earlier copy may still be under way, and nobody is told as long as it may be applied.
         let doubtful = self.doubtful_until().is_some_and(|last| clock::now() <= last);
-        if is_outside(code, detail) || wrong && (doubtful || follows != Follows::Nothing) {
+        if is_outside(code, detail) || elsewhere || wrong && doubtful {
             return Heard::Demoted(format!("{code} {detail}"));
         }
         if doubtful {

@@ -94,6 +94,8 @@ pub struct Session {
     link: Link,
     /// A server was there once: its absence is ridden out.
     known: bool,
+    /// A server has taken writes.
+    writes: bool,
     failures: Failures,
 }
 
@@ -115,7 +117,6 @@ struct Up {
 
 struct Flight {
     packed: Packed,
-    end: Instant,
     wrong_server: bool,
     not_now: Option<String>,
     demoted: Option<String>,
@@ -139,6 +140,7 @@ impl Session {
             trouble: Arc::clone(trouble),
             // A node of a cluster is one that somebody has told us of.
             known: cluster.is_some(),
+            writes: false,
             cluster,
             version: 0,
             number: 0,
@@ -302,6 +304,7 @@ impl Session {
                 },
                 Link::Up(up) => match up.advance(batch, &self.counts, &mut self.late, until) {
                     Ok(Moved::Answered { wrong_server }) => {
+                        self.writes |= up.follows == Follows::Name;
                         self.put_out_astray();
                         if self.failures.forget() {
                             self.note(String::new());
@@ -330,6 +333,7 @@ impl Session {
         match (&self.settings.place, &self.cluster) {
             (_, Some(_)) => Follows::Calls,
             (Place::Sentinel(_), None) => Follows::Connection,
+            _ if self.writes => Follows::Name,
             _ => Follows::Nothing,
         }
     }
@@ -453,7 +457,8 @@ impl Up {
                 )),
             };
             while !flight.packed.expected.is_empty() {
-                let slice = until.min(flight.end);
+                let end = flight.packed.end();
+                let slice = until.min(end);
                 let written = self.wire.flush(slice).map_err(|error| error.to_string())?;
                 let reply = if written {
                     self.wire.receive(slice).map_err(|error| error.to_string())?
@@ -462,7 +467,7 @@ impl Up {
                 };
                 let received = clock::now();
                 match reply {
-                    None | Some(Value::Push { .. }) if received >= flight.end => {
+                    None | Some(Value::Push { .. }) if received >= end => {
                         let waited = received - flight.packed.sent;
                         return Err(format!("no answer within {} ms", waited.as_millis()));
                     }
@@ -471,7 +476,8 @@ impl Up {
                     Some(Value::Push { .. }) if received >= until => return Ok(Moved::Pending),
                     Some(Value::Push { .. }) => {}
                     Some(reply) => {
-                        flight.hear(batch, reply, received, &mut self.clock, self.follows, late)?;
+                        let (clock, follows) = (&mut self.clock, &mut self.follows);
+                        flight.hear(batch, reply, received, clock, follows, late)?;
                         // Who does not want it safe, or was refused, does not wait for the proof.
                         if flight.awaits_proof() && batch.has_told_somebody() {
                             return Ok(Moved::Pending);
@@ -507,9 +513,8 @@ fn send(
     // None, when all callers have left meanwhile.
     counts.batches.fetch_add(u64::from(!packed.expected.is_empty()), Ordering::Relaxed);
     counts.calls.fetch_add(packed.calls() as u64, Ordering::Relaxed);
-    let end = packed.end();
     let (wrong_server, not_now, demoted, proof) = Default::default();
-    Flight { packed, end, wrong_server, not_now, demoted, proof }
+    Flight { packed, wrong_server, not_now, demoted, proof }
 }
 
 impl Flight {
@@ -525,7 +530,7 @@ impl Flight {
         reply: Value,
         received: Instant,
         clock: &mut ServerClock,
-        follows: Follows,
+        follows: &mut Follows,
         late: &mut Vec<Arc<Step>>,
     ) -> Result<(), String> {
         let index = match self.packed.expected.pop_front() {
@@ -548,8 +553,9 @@ impl Flight {
             None => return Ok(()),
         };
         let heeded = Heeded { reply, sent: self.packed.sent, received };
-        match batch.hear(index, heeded, clock, follows, late) {
-            Heard::Answer | Heard::Again | Heard::Astray => {}
+        match batch.hear(index, heeded, clock, *follows, late) {
+            Heard::Run if *follows == Follows::Nothing => *follows = Follows::Name,
+            Heard::Run | Heard::Answer | Heard::Again | Heard::Astray => {}
             Heard::NotNow(why) => self.not_now = Some(why),
             Heard::Demoted(why) => self.demoted = Some(why),
             Heard::WrongServer => self.wrong_server = true,

@@ -91,6 +91,25 @@ def test_a_read_only_replica_says_readonly_and_a_promoted_one_sells(start_server
     assert observer.get("stock") == b"9"
 
 
+def test_a_server_that_sold_and_is_a_replica_now_is_waited_for(own_server):
+    """Its name will lead to a primary again, as that of a managed service does."""
+    client = seckill.Client(own_server.url, timeout=30)
+    client.incr_inventory("stock", 10)
+    own_server.ask("REPLICAOF", "127.0.0.1", 1)
+    with pytest.raises(seckill.ConnectionError, match="READONLY") as caught:
+        client.update_inventory("lock", "stock", -1, time_out=300)
+    assert caught.value.sent is False
+    buying = call(client.update_inventory, "lock", "stock", -1, time_out=30_000)
+    restocking = call(client.incr_inventory, "stock", 5)
+    for caller in (buying, restocking):
+        caller.until_asleep()
+        assert caller.is_alive()
+    own_server.ask("REPLICAOF", "NO", "ONE")
+    buying.result()
+    restocking.result()
+    assert own_server.redis().get("stock") == b"14"
+
+
 def test_a_replica_without_its_primary_and_its_data_cannot_be_worked_with(start_server, own_kind):
     """It may find its primary: waited for, and then named."""
     replica = start_server("replicaof 127.0.0.1 1", "replica-serve-stale-data no", kind=own_kind)

