@@ -223,7 +223,7 @@ impl Batch {
         // Also of the callers that have left: what they raised on must not happen later.
         let open = self.calls.iter().filter(|call| call.is_open());
         let steps = open.flat_map(|call| &call.steps);
-        let earliest = steps.map(|step| step.limit(patience)).min().unwrap_or(now);
+        let earliest = steps.map(|step| step.applied_by(patience)).min().unwrap_or(now);
         let limit = earliest.min(now + patience).min(first + APPLY_WINDOW);
         let deadline = clock.at(limit).to_string();
         self.calls.iter_mut().filter(|call| call.is_open()).for_each(|call| call.ends_by(limit));
@@ -313,8 +313,15 @@ impl Batch {
             }
             Some((b'L', _)) => {
                 call.answered = true;
-                call.steps.iter().for_each(|step| step.mark_not_run());
-                late.append(&mut call.steps);
+                for step in call.steps.drain(..) {
+                    step.mark_not_run();
+                    // However long its caller stays, it would be too late again.
+                    if step.is_past_right(received) {
+                        step.finish(Reply::Late);
+                    } else {
+                        late.push(step);
+                    }
+                }
             }
             // A later batch of this session was there before: nobody but us gives out its numbers.
             Some((b'S', _)) => {

@@ -161,10 +161,14 @@ impl Call {
                 Stage::New => self.start(),
                 Stage::Queueing => self.queue(),
                 Stage::Asking(step) => {
+                    let now = clock::now();
                     if let Some(reply) = step.reply() {
                         let reply = reply.clone();
                         self.hear(reply)
-                    } else if clock::now() < last_moment(step) {
+                    } else if now < last_moment(step)
+                        // Sent in this moment: its caller has time to hear what came of it.
+                        || (now < step.deadline && !step.leave_unsent())
+                    {
                         return Progress::Wait(last_moment(step));
                     } else {
                         let error = self.client.route.too_late(step);
@@ -264,7 +268,7 @@ impl Call {
             }
             Wish::Holder { lock } => Ask::Holder { lock: Arc::clone(lock) },
             Wish::Incr { key, change } => Ask::Incr { key: Arc::clone(key), change: *change },
-            Wish::Change { key, change } => Ask::Update {
+            Wish::Change { key, change, .. } => Ask::Update {
                 lock: Arc::clone(key),
                 key: Arc::clone(key),
                 change: *change,
@@ -291,12 +295,17 @@ impl Call {
             Ask::Release { .. } | Ask::Holder { .. } => Safety::default(),
             _ => self.safety,
         };
+        let right_ends = match &self.wish {
+            Wish::Change { until, .. } => *until,
+            _ => None,
+        };
         let step = Step::new(ask, deadline, self.place, self.caller.clone());
-        let step = Arc::new(step.with_safety(safety));
+        let step = Arc::new(step.with_safety(safety).with_right_until(right_ends));
         let put = self.client.route.put(Arc::clone(&step));
+        let until = last_moment(&step);
         self.stage = Stage::Asking(step);
         Some(match put {
-            Ok(()) => Progress::Wait(deadline),
+            Ok(()) => Progress::Wait(until),
             Err(error) => self.fail(error),
         })
     }

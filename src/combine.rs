@@ -44,7 +44,7 @@ use crate::thread;
 
 /// How long after the deadline, which is the server's limit for applying a step, its answer may be on
 /// its way back. A step that was never sent is not waited for.
-const GRACE: Duration = Duration::from_millis(50);
+pub const GRACE: Duration = Duration::from_millis(50);
 
 /// How long the pilot stays when there is nothing to do.
 const LINGER: Duration = Duration::from_secs(2);
@@ -76,9 +76,12 @@ pub fn because(trouble: &Mutex<String>) -> String {
     if trouble.is_empty() { String::new() } else { format!(" ({trouble})") }
 }
 
-/// When the caller of a step goes.
+/// When the caller of a step goes. What was not sent by the end of the right to it need not be sent.
 pub fn last_moment(step: &Step) -> Instant {
-    if step.was_sent() { step.deadline + GRACE } else { step.deadline }
+    if step.was_sent() {
+        return step.deadline + GRACE;
+    }
+    step.right_ends.map_or(step.deadline, |ends| ends.min(step.deadline))
 }
 
 impl Combiner {

@@ -178,6 +178,8 @@ pub enum Reply {
     Released,
     /// The lock was not the token's.
     Foreign,
+    /// It was not done, nor will it be: the right to it was over before.
+    Late,
     /// It could not be done, or could not be told.
     Failed(Error),
 }
@@ -208,9 +210,12 @@ pub struct Step {
     pub caller: Caller,
     /// How safe what is done must be before the caller is told.
     pub safety: Safety,
+    /// Nor must the server do it after this, though the caller is still there to be told whether it did:
+    /// the lease ends under which it is asked for.
+    pub right_ends: Option<Instant>,
     reply: OnceLock<Reply>,
     fate: AtomicU8,
-    /// When the caller left; set before the mark.
+    /// When the caller left; set before the mark, but for a step that was not sent by then.
     left: OnceLock<Instant>,
     /// In a cluster: with which node it waits; none while nobody knows which one it is for.
     home: Mutex<Weak<Combiner>>,
@@ -223,8 +228,13 @@ impl Step {
     /// A step that nobody has seen yet.
     pub fn new(ask: Ask, deadline: Instant, place: u64, caller: Caller) -> Self {
         let (reply, left, fate) = (OnceLock::new(), OnceLock::new(), AtomicU8::new(0));
-        let (safety, home) = Default::default();
-        Self { ask, deadline, place, caller, safety, reply, fate, left, home }
+        let (safety, right_ends, home) = Default::default();
+        Self { ask, deadline, place, caller, safety, right_ends, reply, fate, left, home }
+    }
+
+    /// The same, but the right to it lasts until then only.
+    pub fn with_right_until(self, right_ends: Option<Instant>) -> Self {
+        Self { right_ends, ..self }
     }
 
     /// The same, but what is done must be so safe before the caller is told.
@@ -283,11 +293,27 @@ impl Step {
         self.fate.fetch_or(LEFT, Ordering::AcqRel) & SENT != 0
     }
 
-    /// Until when the server may do it, if an attempt may take `patience`: not for long after the
-    /// caller has gone, however often the batch is asked for again for others.
+    /// The caller goes away if it has not been sent: then it never will be. False if it has been.
+    pub fn leave_unsent(&self) -> bool {
+        self.fate.compare_exchange(0, LEFT, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Until when it is of use, if an attempt may take `patience`: not for long after the caller has
+    /// gone, however often the batch is asked for again for others.
     pub fn limit(&self, patience: Duration) -> Instant {
         let left = self.left.get();
         left.map_or(self.deadline, |left| self.deadline.min(*left + patience))
+    }
+
+    /// Until when the server may do it; whether it did may be asked for longer.
+    pub fn applied_by(&self, patience: Duration) -> Instant {
+        let limit = self.limit(patience);
+        self.right_ends.map_or(limit, |ends| limit.min(ends))
+    }
+
+    /// Whether the right to it is over.
+    pub fn is_past_right(&self, now: Instant) -> bool {
+        self.right_ends.is_some_and(|ends| ends <= now)
     }
 
     /// The leader is about to send the step. False when its caller has left before: do not.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::hold::{Hold, Tally};
 use crate::names::Name;
@@ -67,6 +67,9 @@ pub enum Wish {
         key: Name,
         /// What to add.
         change: i64,
+        /// Until when that lock is provably held; for ever without. [`Outcome::Done`] with false when
+        /// the change was not made before, and never will be.
+        until: Option<Instant>,
     },
     /// Have everything done that is still to be undone, and close the connections.
     Close,

@@ -243,3 +243,21 @@ def test_a_lock_elsewhere_whose_node_dies_in_the_middle_of_the_three_steps(a_clu
         updating.result()
         assert a_cluster.observer(stock).get(stock) == b"8"
         wait_until(lambda: not a_cluster.observer(lock).exists(lock))
+
+
+def test_a_stock_elsewhere_whose_node_falls_silent_for_longer_than_the_lease(a_cluster):
+    """Neither who is in the middle of the three steps nor those behind are told of it."""
+    lock, stock = key_in(range(5000), "lock"), key_in(range(12_000, 16_000), "stock")
+    shop = a_cluster.node_of(stock)
+    with seckill.Client(a_cluster.url, **QUICK) as client:
+        client.incr_inventory(stock, 10)
+        client.update_inventory(lock, stock, -1)
+        a_cluster.catch_up()
+        with shop.frozen():
+            calls = [call(client.update_inventory, lock, stock, -1, 500, 40_000) for _ in range(3)]
+            a_cluster.wait_for_promotion(slot_of(stock), without=shop)
+            for updating in calls:
+                updating.result()
+        wait_until(lambda: not shop.is_primary, within=60)
+        assert a_cluster.observer(stock).get(stock) == b"6"
+        wait_until(lambda: not a_cluster.observer(lock).exists(lock))

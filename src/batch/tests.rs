@@ -204,6 +204,25 @@ fn what_was_not_run_and_left_is_not_sent_for_the_sake_of_a_batch_in_doubt() {
     );
 }
 
+#[test]
+fn what_came_too_late_for_its_lease_is_not_asked_for_again() {
+    let now = clock::now();
+    let ask = |ends| {
+        let (key, right) = (name("a"), Right::Elsewhere);
+        let ask = Ask::Update { lock: Arc::clone(&key), key, change: -1, right };
+        let deadline = now + Duration::from_secs(5);
+        Arc::new(Step::new(ask, deadline, 0, Caller::Nobody).with_right_until(ends))
+    };
+    let (over, lasting) = (ask(Some(now)), ask(Some(now + Duration::from_secs(5))));
+    let mut batch = gather(&mut VecDeque::from([Arc::clone(&over), Arc::clone(&lasting)]));
+    batch.pack(now, Duration::from_secs(1), &ServerClock::new(0, now), &mut Vec::new());
+    assert!(!over.leave_unsent(), "it was sent");
+    let (_, late) = hear(&mut batch, 0, "L");
+    assert_eq!((over.reply(), lasting.reply()), (Some(&Reply::Late), None));
+    assert!(matches!(&late[..], [step] if Arc::ptr_eq(step, &lasting)));
+    assert!(lasting.leave_unsent(), "it was not done");
+}
+
 /// The deadline of a batch with a step until each of these, on a server whose time begins now. The
 /// first caller leaves, no answer comes, and a second later the batch is asked for again.
 fn deadline_of(ends: [Duration; 2], patience: Duration) -> i64 {

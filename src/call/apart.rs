@@ -5,22 +5,27 @@
 //! |---|---|---|
 //! | `Look` | who holds the lock, if the caller has acquired it | `Stock`; `Take`; the end, if no other right will do |
 //! | `Take` | for the lock, as `acquire_lock` does | `Stock`; the end |
-//! | `Stock` | for the change | `GiveBack`, of what was taken; the end |
+//! | `Stock` | for the change | `GiveBack`, of what was taken; too late for the lease: `Look`, if that was extended, or `Take`; the end |
 //! | `GiveBack` | to give the lock back | the end |
 //!
-//! Invariant: the stock is not changed after the lease has provably ended: that is the deadline of the
-//! change, which the server keeps. So when the update is given up while the change is under way, the lock is
-//! not given back: its lease ends it. (Whoever is told that the outcome is unknown is told so after the
-//! last moment at which it might have been made.)
+//! Invariant: the stock is not changed after the lease has provably ended, which the server sees to. That
+//! bounds the change alone: *whether* it was made is asked for until the caller's own time is over. If the
+//! server says that it came too late, it never will be made, and the update begins anew.
+//!
+//! So when the update is given up while the change is under way, the lock is not given back: its lease is
+//! cut down to the last moment at which the change may be made. (Whoever is told that the outcome is
+//! unknown is told so after that moment.)
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Call, Progress, release};
 use crate::clock;
+use crate::combine::GRACE;
 use crate::error::{Error, Result};
 use crate::hold::{Hold, Tally};
 use crate::safety::Safety;
-use crate::step::Right;
+use crate::step::{Ask, Extension, Right};
 use crate::wish::{Acquisition, Handle, Outcome, Terms, Wish};
 
 /// See the module's description.
@@ -135,30 +140,37 @@ impl Apart {
 
     fn stock(&self, outer: &Call) -> Option<(Part, Call)> {
         let Wish::Update { key, change, .. } = &outer.wish else { return None };
-        let mut inner = outer.part(Wish::Change { key: Arc::clone(key), change: *change });
-        if let Some(ends) = self.hold.as_ref().and_then(|hold| hold.ends()) {
-            inner.deadline = inner.deadline.min(ends);
-        }
-        Some((Part::Stock, inner))
+        let until = self.hold.as_ref().and_then(|hold| hold.ends());
+        let wish = Wish::Change { key: Arc::clone(key), change: *change, until };
+        Some((Part::Stock, outer.part(wish)))
     }
 
     fn changed(&mut self, outer: &Call, result: Result<Outcome>) -> Option<(Part, Call)> {
         let Wish::Update { lock, .. } = &outer.wish else { return None };
         let (hold, now) = (self.hold.clone()?, clock::now());
-        let unsent = matches!(result, Err(Error::Unreachable(_)));
-        if unsent && hold.ends().is_some_and(|ends| ends <= now) {
+        let is_late = match &result {
+            Ok(Outcome::Done(made)) => !made,
             // The lease was over before the change was on its way.
-            let again = self.may_take(outer) && now < outer.patience;
-            if again {
+            Err(Error::Unreachable(_)) => self.is_past_right(now),
+            _ => false,
+        };
+        if is_late {
+            let in_time = now < outer.patience;
+            if in_time && !hold.remaining(now).is_zero() {
+                // It was extended meanwhile.
+                let look = Wish::Holder { lock: Arc::clone(lock) };
+                return Some((Part::Look, outer.part(look)));
+            }
+            if in_time && self.may_take(outer) {
                 self.give_back_later(outer);
                 return Some((Part::Take, outer.part(take(outer)?)));
             }
-            let (lock, time_out) = (Arc::clone(lock), outer.time_out);
             self.outcome = Some(Err(if self.taken {
-                Error::LockTimeout { lock, time_out }
+                outer.client.route.unreached()
             } else {
-                Error::LockLost { lock }
+                Error::LockLost { lock: Arc::clone(lock) }
             }));
+            self.give_back_later(outer);
             return None;
         }
         self.outcome = Some(result);
@@ -174,6 +186,11 @@ impl Apart {
         Some((Part::GiveBack, outer.part(Wish::GiveBack(of))))
     }
 
+    /// Whether the lease is over under which the change was asked for.
+    fn is_past_right(&self, now: Instant) -> bool {
+        matches!(&self.inner.wish, Wish::Change { until: Some(until), .. } if *until <= now)
+    }
+
     /// Whether the lock may be taken, and not only be held already.
     fn may_take(&self, outer: &Call) -> bool {
         let Wish::Update { lock, proof, .. } = &outer.wish else { return false };
@@ -185,11 +202,32 @@ impl Apart {
     pub fn abandon(&mut self, outer: &Call) {
         let step = self.inner.step().cloned();
         self.inner.abandon();
-        // Only now: whatever has not been sent by this moment never will be.
-        let under_way = step.is_some_and(|step| step.was_sent());
-        if self.part == Part::Stock && !under_way {
-            self.give_back_later(outer);
+        if self.part != Part::Stock {
+            return;
         }
+        // Only now: whatever has not been sent by this moment never will be.
+        match step.filter(|step| step.was_sent() && step.reply().is_none()) {
+            Some(step) => {
+                self.end_after(outer, step.applied_by(outer.client.settings().socket_timeout));
+            }
+            None => self.give_back_later(outer),
+        }
+    }
+
+    /// What was taken ends by itself soon after `last`, until when the change may still be made: not
+    /// sooner, for the server counts from when it hears of it. Nobody waits for that.
+    fn end_after(&mut self, outer: &Call, last: Instant) {
+        let (true, Some(hold)) = (std::mem::take(&mut self.taken), &self.hold) else { return };
+        let (now, settings) = (clock::now(), outer.client.settings());
+        let left = last.saturating_duration_since(now) + GRACE;
+        // So late, at the latest, that it does not make the lease any longer.
+        let until = hold.ends().and_then(|ends| ends.checked_sub(left));
+        let Some(until) = until.filter(|until| *until > now) else { return };
+        let until = until.min(now + settings.timeout + settings.socket_timeout);
+        let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let (lock, token) = (Arc::clone(&hold.lock), Arc::clone(&hold.token));
+        let ask = Ask::Extend { lock, token, ms, how: Extension::Replace };
+        outer.client.route.run_orphan(ask, until);
     }
 
     /// What was taken is given back, and nobody waits for that.

@@ -69,10 +69,11 @@ impl Call {
                 }
                 Err(Error::LockLost { lock: Arc::clone(lock) })
             }
+            (Wish::Change { .. }, Reply::Late) => done(false),
             (
                 Wish::Incr { key, change }
                 | Wish::Update { key, change, .. }
-                | Wish::Change { key, change },
+                | Wish::Change { key, change, .. },
                 reply,
             ) => changed(key, *change, reply),
             (_, reply) => Err(unexpected(&reply)),

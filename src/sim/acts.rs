@@ -114,7 +114,8 @@ impl Play<'_> {
                     key: key(nth),
                     change,
                     proof: None,
-                    lease: Duration::from_secs(5),
+                    // Some are over before the change is made.
+                    lease: Duration::from_millis(if change % 2 == 0 { 5000 } else { 300 }),
                 }
             }
             Want::Incr { change } => Wish::Incr { key: key(0), change },

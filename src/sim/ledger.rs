@@ -266,11 +266,6 @@ impl Ledger {
         if plan.world.timeout < plan.world.calm || plan.acts.iter().any(|act| excused(&act.what)) {
             return;
         }
-        // An update that takes the lock at another node keeps it where nobody knows what became of it.
-        let open = |call: &Entry| call.change.is_some() && call.claim() == Claim::Unknown;
-        if plan.world.nodes > 0 && self.calls.iter().any(open) {
-            return;
-        }
         // A place is undone for as long as the lease would last, which may be shorter than its life.
         let short = |what: &What| matches!(what, What::Call { wish: Want::Acquire { lease, .. }, .. } if *lease < plan.world.calm);
         let places = !plan.acts.iter().any(|act| short(&act.what));
