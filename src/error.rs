@@ -60,6 +60,15 @@ pub enum Error {
         /// What is missing.
         why: String,
     },
+    /// The same of a lock, which is given back: one that a fail-over may take away is none.
+    LockNotReplicated {
+        /// How many replicas are known to have it.
+        acknowledged: u32,
+        /// How many were to have it.
+        wanted: u32,
+        /// What is missing.
+        why: String,
+    },
     /// The server refused, and changed nothing.
     Refused {
         /// The first word of the server's error.

@@ -105,9 +105,10 @@ struct Search {
     last: Instant,
     /// What one says that is cut off.
     doubtful: Option<Map>,
-    /// What nobody can put right by waiting, and all else.
-    refused: Option<Error>,
-    failures: Vec<String>,
+    /// Why the others told nothing.
+    failures: Silence,
+    /// Whether there was a map before.
+    known: bool,
 }
 
 impl Search {
@@ -119,8 +120,8 @@ impl Search {
             asked: Vec::new(),
             last: clock::now(),
             doubtful: None,
-            refused: None,
-            failures: Vec::new(),
+            failures: Silence::default(),
+            known: cluster.is_known(),
         }
     }
 
@@ -139,13 +140,14 @@ impl Search {
                     Ok(Some(replies)) => match understand(&replies, &address) {
                         Ok(map) if map.healthy => return Some(Ok(map)),
                         Ok(map) => self.doubtful = Some(map),
-                        Err(error) => self.fails(Trouble::Refused(error)),
+                        Err(trouble) => self.failures.add(trouble),
                     },
-                    Err(trouble) => self.fails(trouble),
+                    Err(trouble) => self.failures.add(trouble),
                 }
             }
             if self.asked.is_empty() && self.candidates.is_empty() {
-                return Some(self.doubtful.take().ok_or_else(|| self.failure()));
+                let known = self.known;
+                return Some(self.doubtful.take().ok_or_else(|| self.failures.conclude(known)));
             }
             let left = until.saturating_duration_since(clock::now());
             let nap = if self.asked.is_empty() { Duration::ZERO } else { left.min(LOOK) };
@@ -161,22 +163,75 @@ impl Search {
         self.asked.push((address, Inquiry::begin(&settings, Purpose::Work, question())));
         self.last = now;
     }
+}
 
-    fn fails(&mut self, trouble: Trouble) {
+/// Why nobody told the map.
+#[derive(Default)]
+struct Silence {
+    /// What nobody can put right by waiting.
+    refused: Option<Error>,
+    /// Whether one said that it will be ready later.
+    waits: bool,
+    /// What all of the others said, or did not say.
+    passing: Vec<String>,
+}
+
+impl Silence {
+    fn add(&mut self, trouble: Trouble) {
+        self.waits |= matches!(trouble, Trouble::NotReady(_));
         match trouble {
             Trouble::Refused(error) => self.refused = Some(error),
-            Trouble::Unreachable(why) | Trouble::NotReady(why) => self.failures.push(why),
+            Trouble::Unreachable(why) | Trouble::NotReady(why) => self.passing.push(why),
         }
     }
 
-    /// Why there is no map. What nobody can put right by waiting is the better explanation.
-    fn failure(&mut self) -> Trouble {
+    /// What it comes to. In a cluster that is `known` one node that will not have us, as one that was
+    /// restarted without its users, is nothing to give up for while others may still answer; in one
+    /// that never told anything, it is the better explanation.
+    fn conclude(&mut self, known: bool) -> Trouble {
+        let passing = self.passing.join("; ");
         match self.refused.take() {
-            Some(error) => Trouble::Refused(error),
-            None if self.failures.is_empty() => {
+            Some(error) if !known || self.passing.is_empty() => Trouble::Refused(error),
+            None if self.passing.is_empty() => {
                 Trouble::Unreachable("no node of the cluster is known".to_owned())
             }
-            None => Trouble::Unreachable(self.failures.join("; ")),
+            _ if self.waits => Trouble::NotReady(passing),
+            _ => Trouble::Unreachable(passing),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn silence(troubles: &[&str]) -> Silence {
+        let mut silence = Silence::default();
+        for trouble in troubles {
+            silence.add(match *trouble {
+                "refused" => Trouble::Refused(Error::Authentication("refused".to_owned())),
+                "loading" => Trouble::NotReady("loading".to_owned()),
+                away => Trouble::Unreachable(away.to_owned()),
+            });
+        }
+        silence
+    }
+
+    #[test]
+    fn one_that_refuses_ends_a_first_search_and_not_a_later_one() {
+        for others in [&["refused", "away"], &["away", "refused"], &["loading", "refused"]] {
+            assert!(matches!(silence(others).conclude(false), Trouble::Refused(_)));
+            assert!(!matches!(silence(others).conclude(true), Trouble::Refused(_)));
+        }
+        assert!(matches!(silence(&["refused"]).conclude(true), Trouble::Refused(_)));
+    }
+
+    #[test]
+    fn who_will_be_ready_is_waited_for() {
+        for known in [false, true] {
+            let trouble = silence(&["away", "loading"]).conclude(known);
+            assert!(matches!(trouble, Trouble::NotReady(why) if why == "away; loading"));
+            assert!(matches!(silence(&["away"]).conclude(known), Trouble::Unreachable(_)));
         }
     }
 }

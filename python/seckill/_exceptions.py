@@ -314,27 +314,38 @@ class AuthenticationError(ConnectionError):
 class NotReplicated(SeckillError):
     """It was done on the primary, and is not as safe as `wait_replicas` or `wait_aof` want it.
 
-    The change stands, unless a fail-over undoes it: asking again would do it twice. A lock that
-    falls short is given back. It is no `ConnectionError`, for those are what one tries again on.
+    A change stands, unless a fail-over undoes it: asking again would do it twice. A lock that was
+    to be acquired does not: it is given back. It is no `ConnectionError`, for those are what one
+    tries again on.
 
     Attributes:
         acknowledged: how many replicas are known to have it.
         wanted: how many were to have it.
         reason: what is missing.
+        given_back: whether it is a lock, which is not held now.
 
     Examples:
         >>> str(NotReplicated(0, 1, "0 of 1 replicas have it"))
         'done, but not safe against a fail-over: 0 of 1 replicas have it'
+        >>> str(NotReplicated(0, 1, "0 of 1 replicas have it", given_back=True))
+        'not safe against a fail-over, and given back: 0 of 1 replicas have it'
     """
 
-    def __init__(self, acknowledged: int, wanted: int, reason: str) -> None:
-        super().__init__(f"done, but not safe against a fail-over: {reason}")
+    def __init__(
+        self, acknowledged: int, wanted: int, reason: str, given_back: bool = False
+    ) -> None:
+        if given_back:
+            what = "not safe against a fail-over, and given back"
+        else:
+            what = "done, but not safe against a fail-over"
+        super().__init__(f"{what}: {reason}")
         self.acknowledged = acknowledged
         self.wanted = wanted
         self.reason = reason
+        self.given_back = given_back
 
     def _arguments(self) -> tuple[object, ...]:
-        return (self.acknowledged, self.wanted, self.reason)
+        return (self.acknowledged, self.wanted, self.reason, self.given_back)
 
 
 class ServerError(SeckillError):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # What redis-py knows by these names is something else, or it is for the client as a whole.
 _OURS = {"timeout", "sentinels", "service_name", "sentinel_kwargs", "cluster"}
 _THEIRS = (READ.keys() | READ_WITH_TLS.keys() | REFUSED.keys() | REFUSED_WITH_TLS.keys()) - _OURS
+_LIBRARIES = ("redis", "valkey")
 _CONNECT_FUNCS = ("redis_connect_func", "valkey_connect_func")
 
 
@@ -64,7 +65,7 @@ def _of_pool(pool: Any) -> tuple[dict[str, object], dict[str, object]]:
     if "path" in settings:
         known["unix_socket_path"] = settings["path"]
     given, tls = read_all(known)
-    tls["ssl"] = _speaks_tls(getattr(pool, "connection_class", object))
+    tls["ssl"] = _speaks_tls(_heeded(getattr(pool, "connection_class", object)))
     return given, tls
 
 
@@ -80,7 +81,7 @@ def _of_service(name: str, pool: Any) -> tuple[dict[str, object], dict[str, obje
     known = {key: value for key, value in pool.connection_kwargs.items() if key in _THEIRS}
     known.pop("connection_pool", None)  # the pool itself, so that its connections find it
     given, tls = read_all(_without_place(known))
-    tls["ssl"] = _speaks_tls(pool.connection_class)
+    tls["ssl"] = _speaks_tls(_heeded(pool.connection_class))
     read = [_of_pool(sentinel.connection_pool) for sentinel in manager.sentinels]
     # It puts the one that answered last time first; which is first means nothing to us.
     given["sentinels"] = sorted((place.pop("host"), place.pop("port")) for place, _ in read)
@@ -104,7 +105,8 @@ def _of_cluster(
         if getattr(known.get(func), "__self__", None) is client:
             known[func] = getattr(client, "user_on_connect_func", None)
     given, tls = read_all(_without_place(known))
-    tls["ssl"] = settings.get("ssl") or _speaks_tls(settings.get("connection_class", object))
+    connects = _heeded(settings.get("connection_class", object))
+    tls["ssl"] = settings.get("ssl") or _speaks_tls(connects)
     nodes = list(manager.startup_nodes.values())  # as they are now: another thread may look anew
     given["cluster"] = sorted((node.host, int(node.port)) for node in nodes)
     return given, tls
@@ -113,6 +115,24 @@ def _of_cluster(
 def _without_place(known: Mapping[str, object]) -> dict[str, object]:
     place = ("host", "port", "unix_socket_path")
     return {key: value for key, value in known.items() if key not in place}
+
+
+def _heeded(connection_class: Any) -> Any:
+    """The class of the client's connections, if it connects as redis-py or valkey-py would.
+
+    One with a `_connect` of its own goes elsewhere: through a tunnel, or nowhere at all, as those
+    of fakeredis. What a subclass does besides, such as counting, is no matter.
+    """
+    for ancestor in getattr(connection_class, "__mro__", ()):
+        if "_connect" in vars(ancestor):
+            if ancestor.__module__.partition(".")[0] in _LIBRARIES:
+                break
+            name = f"{connection_class.__module__}.{connection_class.__qualname__}"
+            raise ValueError(
+                f"{name}: a connection class with a _connect of its own {UNSUPPORTED}, which would"
+                " connect to the host and port of the settings instead"
+            )
+    return connection_class
 
 
 def _speaks_tls(connection_class: Any) -> bool:

@@ -29,6 +29,8 @@ IDLE = frozenset(
     socket_keepalive socket_keepalive_options socket_read_size
     """.split()  # noqa: SIM905
 )
+# What an unset variable of the environment often makes of them: os.environ.get("REDIS_USER", "").
+MAY_BE_EMPTY = ("username", "password")
 REFUSED = {
     "connection_pool": "a connection pool as a keyword (pass the redis.Redis that uses it)",
     "redis_connect_func": "a connect function",
@@ -52,14 +54,16 @@ def read_all(
 ) -> tuple[dict[str, object], dict[str, object]]:
     """The settings among the keywords, in the types that the core takes; None means not given.
 
+    So does an empty user name or password, as in redis-py.
     Those of TLS are apart, as they were given: whether they mean anything is not yet known.
     """
     given: dict[str, object] = {}
     tls: dict[str, object] = {}
     for name, value in options.items():
         if name in READ:
-            if value is not None:
-                given[name] = READ[name](name, value)
+            read = None if value is None else READ[name](name, value)
+            if read is not None and not (name in MAY_BE_EMPTY and not read):
+                given[name] = read
         elif name in READ_WITH_TLS or name in REFUSED_WITH_TLS:
             tls[name] = value
         elif name in REFUSED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from seckill import _core
 from seckill._keywords import read_all, used
 
 TYPE_CHECKING = False
@@ -100,7 +101,8 @@ def resolve(source: str | RedisLike | None, options: Mapping[str, object]) -> di
 
     Raises:
         TypeError: unknown keyword, or a source or value of another type.
-        ValueError: something that this version does not support, or a number that cannot be one.
+        ValueError: something that this version does not support, or a number that cannot be one; a
+            variable of the environment with a URL that cannot be read, which it names.
 
     Examples:
         >>> resolve("redis://localhost:7000/1", {"timeout": 2})
@@ -108,8 +110,10 @@ def resolve(source: str | RedisLike | None, options: Mapping[str, object]) -> di
     """
     given, tls = read_all(options)
     place = [name for name in PLACE if name in given]
+    variable = None
     if source is None:
-        source = next(filter(None, map(os.environ.get, ENVIRONMENT)), None)
+        variable = next(filter(os.environ.get, ENVIRONMENT), None)
+        source = os.environ[variable] if variable else None
         who = not given.keys().isdisjoint(WHO)
         if place or who or (tls.get("ssl") and source is None):
             return _placed(given) | used(tls)
@@ -118,11 +122,30 @@ def resolve(source: str | RedisLike | None, options: Mapping[str, object]) -> di
         what = "a URL" if isinstance(source, str) else "an existing client"
         raise TypeError(f"{place[0]} cannot be given together with {what}: it says where already")
     if isinstance(source, str):
-        return {"url": _checked(source)} | given | used(tls, _base(source) in TLS_SCHEMES)
+        around = given | used(tls, _base(source) in TLS_SCHEMES)
+        if variable:
+            _probe(variable, source, around)
+        return {"url": _checked(source)} | around
     from seckill._existing import read_client
 
     settings, read = read_client(source)
     return settings | given | used(read | tls)
+
+
+def _probe(variable: str, url: str, around: dict[str, object]) -> None:
+    """Of a URL that nobody handed over, an error has to say where it was found.
+
+    What is wrong with a keyword has nothing to do with it: so the URL is tried alone, too.
+    """
+    words: dict[str, object]
+    for words in (around, {}):
+        try:
+            _core.CoreClient(url=_checked(url), **words)  # type: ignore[arg-type]
+        except ValueError as error:
+            told = error
+        else:
+            return
+    raise ValueError(f"{variable}: {told}") from None
 
 
 def _placed(given: dict[str, object]) -> dict[str, object]:

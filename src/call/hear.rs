@@ -159,7 +159,12 @@ impl Call {
                 return Progress::Done(Ok(Outcome::Done(false)));
             }
         }
-        Progress::Done(Err(error))
+        Progress::Done(Err(match (&self.wish, error) {
+            (Wish::Acquire { .. }, Error::NotReplicated { acknowledged, wanted, why }) => {
+                Error::LockNotReplicated { acknowledged, wanted, why }
+            }
+            (_, error) => error,
+        }))
     }
 }
 

@@ -51,6 +51,9 @@ fn make(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::NotReplicated { acknowledged, wanted, why } => {
             make.call1(("NotReplicated", acknowledged, wanted, why))?
         }
+        Error::LockNotReplicated { acknowledged, wanted, why } => {
+            make.call1(("NotReplicated", acknowledged, wanted, why, true))?
+        }
         Error::Refused { code, detail } => make.call1(("ServerError", code, detail))?,
         Error::Interrupted => make.call1(("ConnectionError", "the call was interrupted"))?,
         Error::Forked => {

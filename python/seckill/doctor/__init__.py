@@ -12,12 +12,10 @@ report     text for people, JSON for programs
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 
 from seckill import Client, SeckillError
-from seckill._settings import ENVIRONMENT
 from seckill.doctor import cluster, sentinels
 from seckill.doctor.findings import judge
 from seckill.doctor.probes import examine
@@ -60,7 +58,9 @@ def _examined(options: Namespace) -> Report:
     try:
         client = Client(options.url)
     except ValueError as error:
-        return Report(None, error=f"{_source(options)}: {error}")
+        # The environment's URL is named by the one who reads it.
+        words = str(error) if options.url is None else f"URL: {error}"
+        return Report(None, error=words)
     server = repr(client).partition("'")[2].rpartition("'")[0]  # as a URL, password hidden
     try:
         facts, results = _surveyed(client, options)
@@ -84,10 +84,3 @@ def _surveyed(client: Client, options: Namespace) -> tuple[Examined, list[Findin
         return cluster.survey(client, options.lock, options.key)
     facts = examine(client, lock=options.lock, key=options.key)
     return facts, judge(facts)
-
-
-def _source(options: Namespace) -> str:
-    """Where the URL came from."""
-    if options.url is not None:
-        return "URL"
-    return next((name for name in ENVIRONMENT if os.environ.get(name)), "URL")

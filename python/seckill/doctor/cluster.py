@@ -14,6 +14,7 @@ from seckill.doctor.reaching import SLOTS, hash_tag_advice, slot
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from seckill import Client
 
@@ -67,6 +68,7 @@ class Sharded:
     nodes: dict[str, Facts]
     lock: str | None = None
     key: str | None = None
+    unlisted: Unknown | None = None  # why it is not known which nodes there are besides
 
 
 def survey(client: Client, lock: str | None, key: str | None) -> tuple[Sharded, list[Finding]]:
@@ -86,12 +88,14 @@ def survey(client: Client, lock: str | None, key: str | None) -> tuple[Sharded, 
         ServerError: it is not in a cluster, or does not tell of the other nodes.
     """
     settings = client.settings()
-    members = _members(client, [f"{host}:{port}" for host, port in settings["cluster"]])  # type: ignore[attr-defined]
+    seeds = [f"{host}:{port}" for host, port in settings["cluster"]]  # type: ignore[attr-defined]
+    members, unlisted = _members(client, seeds)
     found, asked = [], {}
     for member in members:
         if member.is_gone or not (member.slots or member.primary):
             continue  # the check of the members says so; or there is nothing on it
-        found.append(look_at(client, member.address, primary=member.is_primary))
+        names = {"lock": lock, "key": key}
+        found.append(look_at(client, member.address, primary=member.is_primary, names=names))
         if found[-1].facts:
             asked[member.address] = _settings(client, member.address)
     facts = {node.address: node.facts for node in found if node.facts}
@@ -106,24 +110,28 @@ def survey(client: Client, lock: str | None, key: str | None) -> tuple[Sharded, 
         nodes=facts,
         lock=lock,
         key=key,
+        unlisted=unlisted,
     )
     return sharded, [*merged(judge(sharded)), *judged(found)]
 
 
-def _members(client: Client, seeds: list[str]) -> tuple[Member, ...]:
+def _members(client: Client, seeds: list[str]) -> tuple[tuple[Member, ...], Unknown | None]:
+    """The nodes; and if the user may only ask for those with slots, as one who sells, why."""
     trouble: SeckillError = ConnectionError("no node can be asked", sent=False)
     for seed in seeds:
         try:
             server = Server(client_of(client, seed))
             told = server.ask("CLUSTER", "NODES")
-            if isinstance(told, SeckillError):
-                raise told
             slots = server.ask("CLUSTER", "SLOTS")
+            if isinstance(told, SeckillError) and not isinstance(slots, list):
+                raise told
         except SeckillError as error:
             trouble = error
             continue
         if isinstance(told, str):
-            return tuple(_read(told, seed, _endpoints(slots, seed)))
+            return tuple(_read(told, seed, _endpoints(slots, seed))), None
+        if isinstance(slots, list):
+            return tuple(_with_slots(slots, _endpoints(slots, seed))), unknown(told)
         trouble = ConnectionError(f"CLUSTER NODES: {unknown(told).why}", sent=False)
     raise trouble
 
@@ -138,6 +146,19 @@ def _read(told: str, seed: str, endpoints: dict[str, str]) -> Iterator[Member]:
         count = sum(int(last or first) - int(first) + 1 for first, _, last in held)
         primary = "" if primary == "-" else primary
         yield Member(name, address, tuple(flags.split(",")), primary, count)
+
+
+def _with_slots(slots: list[Any], addresses: dict[str, str]) -> Iterator[Member]:
+    """The nodes that CLUSTER SLOTS tells of."""
+    counts: dict[str, int] = {}
+    follows: dict[str, str] = {}
+    for first, last, (_, _, primary, *_), *replicas in slots:
+        counts[primary] = counts.get(primary, 0) + int(last) - int(first) + 1
+        follows |= {name: primary for _, _, name, *_ in replicas}
+    for name, count in counts.items():
+        yield Member(name, addresses[name], ("master",), "", count)
+    for name, primary in follows.items():
+        yield Member(name, addresses[name], ("slave",), primary, 0)
 
 
 def _endpoints(slots: object, seed: str) -> dict[str, str]:
@@ -362,6 +383,9 @@ def _unknown(sharded: Sharded) -> Iterator[Finding]:
             fact = where[0][1]
             assert isinstance(fact, Unknown)
             yield not_known(CHECK, names[0], fact, see(names[0]))
+    if sharded.unlisted:
+        subject = "whether there are nodes that are down, or have no slots"
+        yield not_known(CHECK, subject, sharded.unlisted, NODES)
     for address, facts in sharded.nodes.items():
         if isinstance(facts.cluster_state, Unknown):
             finding = not_known(CHECK, "the cluster's state", facts.cluster_state, NODES)

@@ -109,6 +109,7 @@ class Facts:
     tracking: str | Unknown | None = NOT_ASKED
     wait: str | Unknown | None = NOT_ASKED
     waitaof: str | Unknown | None = NOT_ASKED
+    barred: tuple[str, ...] = ()  # of the names that were given, those that the user may not use
 
     # the way there
     skew: float | Unknown = NOT_ASKED  # s that its clock is ahead of ours

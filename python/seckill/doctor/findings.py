@@ -36,6 +36,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     keeping.replicas,
     working.scripts,
     working.writes,
+    working.barred,
     working.failover,
     reaching.cluster,
     reaching.names,

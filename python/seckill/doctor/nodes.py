@@ -12,7 +12,7 @@ from seckill.doctor.probes import examine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
 OF_A_DEPLOYMENT = ("sentinels", "service_name", "sentinel_kwargs", "cluster")
@@ -49,10 +49,10 @@ def client_of(client: Client, address: str, **who: Any) -> Client:
     return Client(host=host, port=int(port), **(settings | who))  # type: ignore[arg-type]
 
 
-def look_at(client: Client, address: str, *, primary: bool) -> Node:
+def look_at(client: Client, address: str, *, primary: bool, names: Mapping[str, Any]) -> Node:
     """Examine one server of a deployment."""
     try:
-        return Node(address, primary, examine(client_of(client, address)))
+        return Node(address, primary, examine(client_of(client, address), **names))
     except SeckillError as error:
         if primary and isinstance(error, AuthenticationError | ServerError):
             raise

@@ -1,7 +1,7 @@
 """What is asked of a server. INFO first, CONFIG where it is allowed; features are tried out.
 
-Nothing is changed but one throw-away key, `seckill:{doctor}:<random>`, gone after five seconds; in
-a cluster the tag may have a number.
+Nothing is changed but one throw-away key, `seckill:{doctor}:<random>`, gone at once, or after five
+seconds if the user may not remove it; in a cluster the tag may have a number.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from seckill.doctor.reaching import slot
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from seckill import Client
 
@@ -29,12 +30,20 @@ MOST_SILENCES = 2
 # A node of a cluster that serves so few slots that none of these is in one of them is not tried.
 MOST_TAGS = 2000
 
-READ = "redis.call('TIME') return redis.call('EXISTS', KEYS[1])"
+# All that the scripts of `_core` call; what a user may not call is an error in a script, too.
+READ = """\
+redis.call('TIME')
+redis.call('GET', KEYS[1])
+redis.call('TYPE', KEYS[1])
+redis.call('PTTL', KEYS[1])
+return redis.call('EXISTS', KEYS[1])"""
+# SET comes first: after another write, a full server lets it through.
 WRITE = """\
 local now = redis.call('TIME')
 redis.call('SET', KEYS[1], now[1], 'PX', ARGV[1])
 redis.call('INCRBY', KEYS[1], '1')
-return redis.call('MGET', KEYS[1])"""
+redis.call('MGET', KEYS[1])
+return redis.call('DEL', KEYS[1])"""
 
 
 def examine(client: Client, *, lock: str | None = None, key: str | None = None) -> Facts:
@@ -67,6 +76,7 @@ def examine(client: Client, *, lock: str | None = None, key: str | None = None) 
     for ask in (_identity, _memory, _persistence, _replicas, _cluster):
         facts |= ask(server, info)
     facts |= _features(server, facts["role"], facts.get("slots"))
+    facts["barred"] = tuple(name for name in (lock, key) if name and _is_barred(server, name))
     facts["open_to_all"] = _open_to_all(client)
     return Facts(**facts)  # type: ignore[arg-type]
 
@@ -291,18 +301,27 @@ def _cluster(server: Server, info: Info) -> dict[str, object]:
     if not isinstance(reply, str):
         why = unknown(reply)
         if "cluster support disabled" in why.why:
-            enabled = False
-        return {"cluster": enabled, "cluster_state": why, "slots": why}
+            return {"cluster": False, "cluster_state": why, "slots": why}
+        slots = _slots(server)
+        if isinstance(slots, Slots):
+            enabled = True
+        return {"cluster": enabled, "cluster_state": why, "slots": slots}
     state = Info(reply).text("cluster_state")
     return {"cluster": True, "cluster_state": state, "slots": _slots(server)}
 
 
 def _slots(server: Server) -> Slots | Unknown:
     me, ranges = server.ask("CLUSTER", "MYID"), server.ask("CLUSTER", "SLOTS")
-    if not isinstance(me, str) or not isinstance(ranges, list):
-        return unknown(ranges if isinstance(me, str) else me)
+    if not isinstance(ranges, list):
+        return unknown(ranges)
     here, elsewhere = [], []
     try:
+        if not isinstance(me, str):
+            # Who may not ask a node for its name knows it by its address, if it tells that one.
+            name = _name_at(server, ranges)
+            if name is None:
+                return unknown(me)
+            me = name
         for first, last, (host, port, node, *_), *_replicas in ranges:
             if node == me:
                 here.append((int(first), int(last)))
@@ -311,6 +330,16 @@ def _slots(server: Server) -> Slots | Unknown:
     except (TypeError, ValueError):
         return Unknown("CLUSTER SLOTS answers in a way of its own")
     return Slots(tuple(here), tuple(elsewhere))
+
+
+def _name_at(server: Server, ranges: list[Any]) -> str | None:
+    settings = server.client.settings()
+    places = [(settings.get("host"), settings.get("port")), ("", settings.get("port"))]
+    for _, _, *nodes in ranges:
+        for host, port, name, *_ in nodes:
+            if (host or "", port) in places:
+                return str(name)
+    return None
 
 
 def _features(server: Server, role: object, slots: object) -> dict[str, object]:
@@ -336,6 +365,16 @@ def _features(server: Server, role: object, slots: object) -> dict[str, object]:
         facts["wait"] = _error(server.ask("WAIT", "0", "1"))
         facts["waitaof"] = _error(server.ask("WAITAOF", "0", "0", "1"))
     return facts
+
+
+def _is_barred(server: Server, name: str) -> bool:
+    """Whether the user may not touch this key, whatever the command."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are no text cannot be asked for
+        return False
+    refused = str(_error(server.ask("EXISTS", name)))
+    return refused.startswith("NOPERM") and " key" in refused and "run the" not in refused
 
 
 def _tracking(server: Server, key: str, *, writable: bool) -> str | Unknown | None:

@@ -99,13 +99,18 @@ def survey(client: Client, lock: str | None, key: str | None) -> tuple[Watched, 
     if all(one.trouble for one in sentinels):
         raise ConnectionError(f"no sentinel can be asked: {sentinels[0].trouble}", sent=False)
     primaries = [one.primary for one in sentinels if isinstance(one.primary, str)]
+    silent = [one.primary for one in sentinels if isinstance(one.primary, Unknown)]
+    if not primaries and silent:
+        words = f"no sentinel tells which server is the primary of {service!r}: {silent[0].why}"
+        raise ConnectionError(words, sent=False)
     if not primaries:
         raise ConnectionError(f"no sentinel knows the service {service!r}", sent=False)
     primary = max(dict.fromkeys(primaries), key=primaries.count)
     replicas = {replica.address for one in sentinels for replica in known(one.replicas, ())}
     replicas.discard(primary)
-    nodes = [look_at(client, primary, primary=True)]
-    nodes += [look_at(client, address, primary=False) for address in sorted(replicas)]
+    given = {"lock": lock, "key": key}
+    nodes = [look_at(client, primary, primary=True, names=given)]
+    nodes += [look_at(client, address, primary=False, names=given) for address in sorted(replicas)]
     facts = {node.address: node.facts for node in nodes if node.facts}
     about = facts[primary].server if primary in facts else Unknown("")
     watched = Watched(
@@ -129,10 +134,18 @@ def _ask(client: Client, place: str, service: str) -> Watcher:
     try:
         server = Server(alone, sentinel=True)
         master = _fields(server.ask("SENTINEL", "MASTER", service))
+        primary: str | Unknown = master if isinstance(master, Unknown) else _place(master)
         if isinstance(master, Unknown):
             if "No such master" in master.why:
                 return Watcher(place)
-            return Watcher(place, primary=master)
+            # A server has no such command; and who sells may be allowed this one alone.
+            named = server.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+            if "unknown command" in unknown(named).why.lower():
+                return Watcher(place, trouble=f"{place} is a server, and no sentinel")
+            if named is None:
+                return Watcher(place)
+            if isinstance(named, list):
+                primary = ":".join(map(str, named))
         quorum = server.ask("SENTINEL", "CKQUORUM", service)
         told = server.ask("SENTINEL", "REPLICAS", service)
     except SeckillError as error:
@@ -141,21 +154,38 @@ def _ask(client: Client, place: str, service: str) -> Watcher:
     if isinstance(quorum, ServerError):
         refused = str(quorum).startswith("NOQUORUM")
         no_majority = said(str(quorum)) if refused else Unknown(str(quorum))
+    if isinstance(master, Unknown):
+        return Watcher(
+            place,
+            primary=primary,
+            quorum=master,
+            others=master,
+            down_after=master,
+            no_majority=no_majority,
+            replicas=_told(told),
+        )
     down_after = number_of(master.get("down-after-milliseconds", ""))
-    replicas: tuple[Replica, ...] | Unknown = unknown(told)
-    if isinstance(told, list):
-        every = [_fields(one) for one in told]
-        replicas = tuple(_replica(one) for one in every if not isinstance(one, Unknown))
     return Watcher(
         place,
-        primary=f"{master.get('ip')}:{master.get('port')}",
+        primary=primary,
         quorum=number_of(master.get("quorum", "")),
         others=number_of(master.get("num-other-sentinels", "")),
         flags=tuple(master.get("flags", "").split(",")),
         down_after=down_after if isinstance(down_after, Unknown) else down_after / 1000,
         no_majority=no_majority,
-        replicas=replicas,
+        replicas=_told(told),
     )
+
+
+def _place(told: dict[str, str]) -> str:
+    return f"{told.get('ip')}:{told.get('port')}"
+
+
+def _told(replicas: object) -> tuple[Replica, ...] | Unknown:
+    if not isinstance(replicas, list):
+        return unknown(replicas)
+    every = map(_fields, replicas)
+    return tuple(_replica(one) for one in every if not isinstance(one, Unknown))
 
 
 def _fields(reply: object) -> dict[str, str] | Unknown:
@@ -168,7 +198,7 @@ def _fields(reply: object) -> dict[str, str] | Unknown:
 
 def _replica(told: dict[str, str]) -> Replica:
     return Replica(
-        f"{told.get('ip')}:{told.get('port')}",
+        _place(told),
         tuple(told.get("flags", "").split(",")),
         number_of(told.get("slave-priority", "")),
         told.get("master-link-status") == "ok",
@@ -346,6 +376,7 @@ def _unknown(answering: list[Watcher]) -> Iterator[Finding]:
     for one in answering:
         for subject, fact in (
             ("what it knows", one.primary),
+            ("how many must agree", one.quorum if isinstance(one.primary, str) else None),
             ("whether there is a majority", one.no_majority),
             ("the replicas", one.replicas),
         ):

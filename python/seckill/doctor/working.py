@@ -96,7 +96,7 @@ def scripts(facts: Facts) -> Iterator[Finding]:
             Gravity.STALL,
             f"scripts do not run: {said(facts.scripts)}",
             "Every sale and every lock is a script, so that check and change are one step.",
-            "Allow this user EVAL and EVALSHA, the commands in docs/deployment.md, and the keys"
+            "Allow this user EVAL and EVALSHA, the commands in docs/connecting.md, and the keys"
             " seckill:*; or take a server that has scripts.",
         )
 
@@ -116,6 +116,17 @@ def writes(facts: Facts) -> Iterator[Finding]:
         code = next((code for code in REFUSALS if code in error), "")
         why, remedy = REFUSALS[code]
         yield Finding("writes", Gravity.STALL, f"it refuses writes: {said(error)}", why, remedy)
+
+
+def barred(facts: Facts) -> Iterator[Finding]:
+    for name in dict.fromkeys(facts.barred):
+        yield Finding(
+            "keys",
+            Gravity.STALL,
+            f"this user may not use the key {name!r}",
+            "Each sale or lock with this name is refused (NOPERM).",
+            "Allow it: ACL SETUSER, and ~ before the name or a pattern of such names.",
+        )
 
 
 # By what the error says; inside a script's error the code is not its first word.
@@ -139,7 +150,7 @@ REFUSALS = {
     "READONLY": ("No sale and no lock until it takes writes.", "Give the primary's address."),
     "": (
         "No sale and no lock until it takes them: each writes a record, seckill:*, as well.",
-        "Allow this user the commands in docs/deployment.md, on its own keys and on seckill:*.",
+        "Allow this user the commands in docs/connecting.md, on its own keys and on seckill:*.",
     ),
 }
 
