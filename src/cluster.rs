@@ -138,7 +138,7 @@ impl Cluster {
             counts: Arc::clone(counts),
             trouble: Arc::clone(trouble),
             lanes: Chain::default(),
-            ear: Ear::new(settings),
+            ear: Ear::new(settings, None),
             state: Mutex::default(),
             version: AtomicU64::new(1),
         })

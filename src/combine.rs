@@ -33,6 +33,7 @@ use crate::clock;
 use crate::cluster::Cluster;
 use crate::error::Result;
 use crate::inherited::OpenFd;
+use crate::lookout::Lookout;
 use crate::names::Name;
 use crate::patrol::SLICE;
 use crate::queue::Queue;
@@ -92,9 +93,10 @@ impl Combiner {
         counts: &Arc<Counts>,
         trouble: &Arc<Mutex<String>>,
         cluster: Option<Weak<Cluster>>,
+        lookout: Option<&Arc<Lookout>>,
     ) -> Arc<Self> {
         let trouble = Arc::clone(trouble);
-        let session = Session::new(settings, open, counts, &trouble, cluster.clone());
+        let session = Session::new(settings, open, counts, &trouble, cluster.clone(), lookout);
         let session = Mutex::new(session);
         Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),

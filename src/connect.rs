@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use socket2::SockAddr;
 
+use crate::candidates::{Candidate, Candidates};
 use crate::clock::{self, ServerClock};
 use crate::dial::Dialing;
 use crate::error::{Error, is_passing};
@@ -55,6 +56,8 @@ pub struct Opened {
     pub clock: ServerClock,
     /// Whether the server will tell of changes to what was read here (asked for with `listen`).
     pub listening: bool,
+    /// As whom the sentinels named it, if they were asked.
+    pub primary: Option<Candidate>,
 }
 
 /// What a connection is for.
@@ -77,8 +80,8 @@ pub struct Opening {
     began: Instant,
     /// Where to; not known while it is searched for.
     address: Option<Address>,
-    /// Where else, if the primary is not there.
-    others: VecDeque<Address>,
+    /// Whom the sentinels name, once they have been asked.
+    candidates: Option<Box<Candidates>>,
     stage: Stage,
 }
 
@@ -99,9 +102,18 @@ struct Greeting {
     expected: VecDeque<Expect>,
     clock: Option<ServerClock>,
     purpose: Purpose,
-    listening: bool,
+    said: Said,
     resp2: bool,
     tcp: bool,
+}
+
+/// What a server has said of itself.
+#[derive(Default)]
+struct Said {
+    /// It will tell of changes.
+    listening: bool,
+    /// It is a primary.
+    primary: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +137,7 @@ impl Opening {
             began: clock::now(),
             end: clock::now() + limit(settings),
             address: None,
-            others: VecDeque::new(),
+            candidates: None,
             stage: Stage::Impossible("there is no address".to_owned()),
         };
         match &settings.place {
@@ -144,6 +156,7 @@ impl Opening {
     }
 
     fn go_to(&mut self, address: Address) {
+        self.leave();
         let end = self.end;
         let dialing = |address: SockAddr| Stage::Connecting(Dialing::new([address], end));
         self.stage = match &address {
@@ -166,9 +179,11 @@ impl Opening {
             let moved = match &mut self.stage {
                 Stage::Impossible(why) => Err(Trouble::Unreachable(std::mem::take(why))),
                 Stage::Searching(search) => match search.advance(slice) {
-                    Ok(Some(candidates)) => {
-                        self.others = candidates;
-                        self.go_to_another();
+                    Ok(Some(named)) => {
+                        let candidates = Box::new(Candidates::new(search.service(), named));
+                        if let Some(first) = self.candidates.insert(candidates).next() {
+                            self.go_to_candidate(first);
+                        }
                         continue;
                     }
                     Ok(None) => Ok(None),
@@ -197,34 +212,36 @@ impl Opening {
                     }
                 },
                 Stage::Greeting(greeting) => match greeting.advance(&self.settings, slice) {
-                    Ok(true) => return Ok(Some(self.opened()?)),
+                    Ok(true) => match self.opened() {
+                        Ok(opened) => return Ok(Some(opened)),
+                        Err(trouble) => Err(trouble),
+                    },
                     Ok(false) => Ok(None),
                     Err(trouble) => Err(trouble),
                 },
             };
-            match moved {
-                Ok(Some(stage)) => self.stage = stage,
-                Ok(None) if clock::now() < self.end => return Ok(None),
-                Ok(None) => {
-                    let trouble = self.too_slow();
-                    if !self.go_to_another() {
-                        return Err(trouble);
-                    }
+            let trouble = match moved {
+                Ok(Some(stage)) => {
+                    self.stage = stage;
+                    continue;
                 }
-                Err(Trouble::Unreachable(_) | Trouble::NotReady(_)) if self.go_to_another() => {}
-                Err(trouble) => return Err(self.at_the_address(trouble)),
+                Ok(None) if clock::now() < self.end => return Ok(None),
+                Ok(None) => self.too_slow(),
+                Err(trouble) => self.at_the_address(trouble),
+            };
+            let Some(candidates) = &mut self.candidates else { return Err(trouble) };
+            candidates.fails(trouble);
+            match candidates.next() {
+                Some(another) => self.go_to_candidate(another),
+                None => return Err(candidates.failure()),
             }
         }
     }
 
-    /// On to the next candidate, if there is one: it gets the time of a server.
-    fn go_to_another(&mut self) -> bool {
-        let another = self.others.pop_front();
-        another.is_some_and(|address| {
-            self.end = clock::now() + limit(&self.settings);
-            self.go_to(address);
-            true
-        })
+    /// Each candidate gets the time of a server.
+    fn go_to_candidate(&mut self, address: Address) {
+        self.end = clock::now() + limit(&self.settings);
+        self.go_to(address);
     }
 
     /// How long it has taken so far.
@@ -262,8 +279,10 @@ impl Opening {
 
     fn opened(&mut self) -> Result<Opened, Trouble> {
         match std::mem::replace(&mut self.stage, Stage::Impossible("opened before".to_owned())) {
-            Stage::Greeting(Greeting { wire, clock: Some(clock), listening, .. }) => {
-                Ok(Opened { wire, clock, listening })
+            Stage::Greeting(Greeting { wire, clock: Some(clock), said, .. }) => {
+                self.candidates.as_ref().map_or(Ok(()), |them| them.found(said.primary))?;
+                let primary = self.candidates.as_ref().and_then(|them| them.at()).cloned();
+                Ok(Opened { wire, clock, listening: said.listening, primary })
             }
             _ => Err(Trouble::Unreachable("the server did not tell its time".to_owned())),
         }
@@ -298,17 +317,28 @@ impl Opening {
             Trouble::Refused(Error::Unreachable(why)) => {
                 Trouble::Refused(Error::Unreachable(format!("cannot connect to {address}: {why}")))
             }
+            Trouble::Refused(Error::Authentication(why)) => {
+                let what = if self.purpose == Purpose::Inquire { "sentinel" } else { "server" };
+                let words =
+                    format!("the {what} at {address} does not accept the credentials: {why}");
+                Trouble::Refused(Error::Authentication(words))
+            }
             refused @ Trouble::Refused(_) => refused,
+        }
+    }
+
+    /// Whoever is asked for user and password may still answer, and is not asked again before that.
+    fn leave(&mut self) {
+        let stage = std::mem::replace(&mut self.stage, Stage::Impossible(String::new()));
+        if let (Stage::Asking(_, answer), Some(provider)) = (stage, &self.settings.provider) {
+            provider.give_up(answer);
         }
     }
 }
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        let stage = std::mem::replace(&mut self.stage, Stage::Impossible(String::new()));
-        if let (Stage::Asking(_, answer), Some(provider)) = (stage, &self.settings.provider) {
-            provider.give_up(answer);
-        }
+        self.leave();
     }
 }
 
@@ -383,8 +413,8 @@ impl Greeting {
         let expected = VecDeque::new();
         // Nobody asks for a sentinel's time.
         let clock = (purpose == Purpose::Inquire).then(|| ServerClock::new(0, clock::now()));
-        let (listening, resp2) = (false, false);
-        let mut greeting = Self { wire, login, expected, clock, purpose, listening, resp2, tcp };
+        let (said, resp2) = (Said::default(), false);
+        let mut greeting = Self { wire, login, expected, clock, purpose, said, resp2, tcp };
         let mut hello = redis::cmd("HELLO");
         hello.arg(3);
         if let Some(Login { username, password }) = &greeting.login {
@@ -490,11 +520,12 @@ impl Greeting {
             (expect, Value::ServerError(error)) => {
                 return Err(refusal(expect, error.code(), error.details().unwrap_or_default()));
             }
-            (Expect::Tracking, _) => self.listening = true,
+            (Expect::Tracking, _) => self.said.listening = true,
             // A sentinel has not heard yet, or the fail-over is not over yet.
             (Expect::Role, Value::Array(role)) if !is_primary(&role) => {
                 return Err(Trouble::NotReady("it is no primary".to_owned()));
             }
+            (Expect::Role, Value::Array(_)) => self.said.primary = true,
             (Expect::Time, Value::Array(time)) => {
                 self.clock = micros(&time).map(|now| ServerClock::new(now, clock::now()));
             }
@@ -510,9 +541,7 @@ fn refusal(expect: Expect, code: &str, detail: &str) -> Trouble {
     }
     let credentials = matches!(code, "WRONGPASS" | "NOAUTH") || matches!(expect, Expect::Auth);
     if credentials {
-        return Trouble::Refused(Error::Authentication(format!(
-            "the server does not accept the credentials: {code} {detail}"
-        )));
+        return Trouble::Refused(Error::Authentication(format!("{code} {detail}")));
     }
     Trouble::Refused(Error::Refused { code: code.to_owned(), detail: detail.to_owned() })
 }

@@ -125,6 +125,7 @@ fn leave(ear: &Ear, idle_since: &mut Option<Instant>) -> bool {
 /// Connects, asks, and hears. `Ok` when the thread shall end, an error when the connection broke or
 /// does not tell.
 fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Result<()> {
+    let moves = ear.moves();
     let mut opening = Opening::begin(&ear.settings, &ear.open, Purpose::Listen);
     let opened = loop {
         if leave(ear, idle_since) {
@@ -147,6 +148,9 @@ fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Resul
     loop {
         if leave(ear, idle_since) {
             return Ok(());
+        }
+        if ear.moves() != moves {
+            return Err(io::ErrorKind::ConnectionAborted.into());
         }
         link.ask(ear)?;
         let silence = link.since.map(|since| since + ear.settings.socket_timeout);

@@ -82,6 +82,18 @@ pub enum Error {
     Forked,
 }
 
+impl Error {
+    /// Why a server will not have us, in words: part of a longer sentence, where it is not the last word.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Self::Unreachable(why) | Self::Authentication(why) => why.clone(),
+            Self::NoLogin(unknown) => unknown.why.clone(),
+            Self::Refused { code, detail } => format!("{code} {detail}"),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
 /// What the core's calls return.
 pub type Result<T> = std::result::Result<T, Error>;
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use crate::cluster::Cluster;
 use crate::combine::Combiner;
 use crate::inherited::OpenFd;
+use crate::lookout::Lookout;
 use crate::session::Counts;
 use crate::settings::Settings;
 use crate::watch::Ear;
@@ -15,6 +16,8 @@ pub struct Lane {
     pub combiner: Arc<Combiner>,
     /// Who tells of locks that are freed there.
     pub ear: Arc<Ear>,
+    /// Who sees to it that they lead to the primary, under Sentinel.
+    lookout: Option<Arc<Lookout>>,
     open: Arc<OpenFd>,
 }
 
@@ -27,14 +30,16 @@ impl Lane {
         cluster: Option<Weak<Cluster>>,
     ) -> Self {
         let open = Arc::default();
-        let combiner = Combiner::new(settings, &open, counts, trouble, cluster);
-        Self { combiner, ear: Ear::new(settings), open }
+        let lookout = Lookout::new(settings);
+        let combiner = Combiner::new(settings, &open, counts, trouble, cluster, lookout.as_ref());
+        Self { combiner, ear: Ear::new(settings, lookout.as_ref()), lookout, open }
     }
 
     /// Closes the connections, as soon as they are not in use.
     pub fn close(&self) {
         self.combiner.disconnect();
         self.ear.close();
+        self.lookout.iter().for_each(|lookout| lookout.close());
     }
 
     /// In a forked child: closes what the parent has open.

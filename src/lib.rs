@@ -35,9 +35,11 @@ mod step;
 mod transport;
 
 // Where the way leads: one server, the primary of a service, the nodes of a cluster.
+mod candidates;
 mod cluster;
 mod inquiry;
 mod lane;
+mod lookout;
 mod route;
 mod scout;
 mod sentinel;

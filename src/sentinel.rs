@@ -6,24 +6,38 @@
 //! largest wins. As soon as most sentinels name it, nobody else is waited for; and for the slow ones
 //! no longer than [`PATIENCE`], once one has answered.
 //!
-//! Whether it is a primary is for itself to say, in the handshake. If it says that it is not, or is not there, whom
-//! *most* sentinels name is tried, for one of them may be wrong; and if that is the same, all are asked again. What was known before is not forgotten: a sentinel
-//! that is left alone with an older epoch is not believed.
+//! Whether it is a primary is for itself to say, in the handshake. If it says that it is not, or is not
+//! there, or does not let us in, whom *most* sentinels name is tried, for one of them may be wrong (see
+//! [`candidates`](crate::candidates)); and if that is the same, all are asked again.
+//!
+//! Nobody goes back: once a primary has said that it is one, its epoch is *confirmed*, and none of an older
+//! epoch is believed, however many name it: they have not heard yet. What was only named, by one who was
+//! wrong perhaps, confirms nothing. But sentinels that are set up from scratch begin to count anew, and
+//! a client shall not need to be started again for that: what *all* say, with one voice, is so.
 //!
 //! | a sentinel's answer | meaning |
 //! |---|---|
 //! | none, or nonsense | it does not count |
 //! | it knows no service of that name | an error, if none knows |
-//! | address and epoch | a candidate |
+//! | address and epoch, not below the confirmed one | a candidate |
+//! | address and epoch, below the confirmed one | a candidate, if all sentinels of the client say just that; or else it does not count |
+//!
+//! | candidates | tried |
+//! |---|---|
+//! | none | nobody: asked again, until the caller's time is over |
+//! | some | that of the largest epoch; of the same epoch, that which more name |
+//! | and another that most name | that one after it, whatever the trouble with the first |
+//!
+//! A client that is to be kept from going back has to be allowed ROLE. One that is not takes whom the
+//! sentinels name.
 
-use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use crate::candidates::Candidate;
 use crate::clock;
 use crate::connect::{Purpose, Trouble};
 use crate::error::Error;
@@ -82,8 +96,13 @@ impl Search {
         Self { service: Arc::clone(service), asked, heard: None }
     }
 
-    /// Moves on. Candidates, the best first; `None` when `until` is over first.
-    pub fn advance(&mut self, until: Instant) -> Result<Option<VecDeque<Address>>, Trouble> {
+    /// Whose primary is searched for.
+    pub fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    /// Moves on. Candidates, the best first, and at least one; `None` when `until` is over first.
+    pub fn advance(&mut self, until: Instant) -> Result<Option<VecDeque<Candidate>>, Trouble> {
         loop {
             let now = clock::now();
             for asked in &mut self.asked {
@@ -100,64 +119,73 @@ impl Search {
     }
 
     /// What the answers so far come to; none while it is too early.
-    fn verdict(&mut self, now: Instant) -> Option<Result<VecDeque<Address>, Trouble>> {
-        let mut candidates: Vec<(u64, &Address)> = Vec::new();
+    fn verdict(&mut self, now: Instant) -> Option<Result<VecDeque<Candidate>, Trouble>> {
+        let mut named: Vec<(u64, &Address)> = Vec::new();
         let mut open = false;
         for asked in &self.asked {
             match &asked.said {
-                Said::Primary(address, epoch) => candidates.push((*epoch, address)),
+                Said::Primary(address, epoch) => named.push((*epoch, address)),
                 said => open |= matches!(said, Said::Nothing(_)),
             }
         }
-        candidates.sort_by_key(|(epoch, _)| Reverse(*epoch));
         let all = self.asked.len();
-        let agree = |one: &(u64, &Address)| candidates.iter().filter(|other| *other == one).count();
-        let most = |one: &(u64, &Address)| agree(one) * 2 > all;
-        // Who knows less than was known before is behind the times, unless most are.
-        let newest = self.service.newest.0.load(Ordering::Relaxed);
-        let Some(best) = candidates.iter().find(|one| one.0 >= newest || most(one)) else {
-            return if open { None } else { Some(Err(self.failure())) };
+        let votes = |one: (u64, &Address)| named.iter().filter(|other| **other == one).count();
+        let candidate = |one: (u64, &Address), instead_of| Candidate {
+            address: one.1.clone(),
+            epoch: one.0,
+            by_most: votes(one) * 2 > all,
+            instead_of,
         };
+        let newest = self.service.newest.epoch();
+        let believed = || named.iter().copied().filter(|one| one.0 >= newest);
+        // Of those that are equal the first; so the last is asked for in reverse.
+        let Some(best) = believed().rev().max_by_key(|one| (one.0, votes(*one))) else {
+            return match named.first() {
+                _ if open => None,
+                Some(one) if votes(*one) == all => Some(Ok([candidate(*one, Some(newest))].into())),
+                _ => Some(Err(self.failure())),
+            };
+        };
+        let best = candidate(best, None);
         let patient = *self.heard.get_or_insert(now) + PATIENCE > now;
-        if !most(best) && open && patient {
+        if !best.by_most && open && patient {
             return None;
         }
-        self.service.newest.0.fetch_max(best.0, Ordering::Relaxed);
-        let others = candidates.iter().filter(|one| one.1 != best.1 && most(one));
-        let other = others.map(|(_, address)| *address).next();
-        Some(Ok([best.1].into_iter().chain(other).cloned().collect()))
+        let mut others = believed().map(|one| candidate(one, None));
+        let other = others.find(|one| one.by_most && one.address != best.address);
+        Some(Ok([best].into_iter().chain(other).collect()))
     }
 
     /// Why nobody has said where the primary is.
     fn failure(&self) -> Trouble {
-        let name = &self.service.name;
+        let Service { name, newest, .. } = &*self.service;
         let mut failures = Vec::new();
         let (mut unknown, mut refused) = (false, None);
         for Asked { sentinel, said } in &self.asked {
             match said {
-                Said::Refused(error) => refused = Some(error.clone()),
+                Said::Refused(error) => refused = refused.or(Some(error)),
                 Said::Failed(why) if why.contains(&sentinel.to_string()) => {
                     failures.push(why.clone());
                 }
                 Said::Failed(why) => failures.push(format!("{sentinel}: {why}")),
                 Said::Unknown => unknown = true,
                 Said::Nothing(_) => {}
-                Said::Primary(address, _) => {
-                    failures.push(format!("{sentinel}: {address}, which was replaced before"));
-                }
+                Said::Primary(address, epoch) => failures.push(format!(
+                    "{sentinel}: {address} (config-epoch {epoch}), but this client was at a primary of \
+                     config-epoch {}",
+                    newest.epoch()
+                )),
             }
         }
-        match refused {
-            // One of those who could not be asked just now may let us in.
-            Some(refused) if !failures.is_empty() => {
-                failures.push(format!("another lets nobody in who comes like us: {refused:?}"));
+        if let Some(refused) = refused {
+            // Whoever was let in before may be let in again by one of the others, when they are there and know.
+            if !newest.is_met() || (failures.is_empty() && !unknown) {
+                return Trouble::Refused(refused.clone());
             }
-            Some(refused) => return Trouble::Refused(refused),
-            None if unknown => {
-                let words = format!("the sentinels watch no service with the name {name:?}");
-                return Trouble::Unreachable(words);
-            }
-            None => {}
+            failures.push(refused.words());
+        } else if unknown {
+            let words = format!("the sentinels watch no service with the name {name:?}");
+            return Trouble::Unreachable(words);
         }
         let failures = failures.join("; ");
         Trouble::Unreachable(format!("no sentinel says where {name:?} is: {failures}"))
@@ -242,5 +270,89 @@ fn text(value: &Value) -> Option<&str> {
         Value::BulkString(text) => std::str::from_utf8(text).ok(),
         Value::SimpleString(text) => Some(text),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Newest;
+
+    fn address(port: u16) -> Address {
+        Address::Tcp("10.0.0.1".to_owned(), port)
+    }
+
+    /// A search of a client that was at a primary of that epoch; each sentinel says a port and an epoch.
+    fn search(confirmed: u64, answers: Vec<Said>) -> Search {
+        let (sentinels, tls, username, password) = Default::default();
+        let (name, newest) = ("mymaster".to_owned(), Newest::default());
+        newest.confirm(confirmed, None);
+        let service = Arc::new(Service { name, sentinels, tls, username, password, newest });
+        let asked = (1..).zip(answers).map(|(n, said)| Asked { sentinel: address(n), said });
+        Search { service, asked: asked.collect(), heard: None }
+    }
+
+    fn says(port: u16, epoch: u64) -> Said {
+        Said::Primary(address(port), epoch)
+    }
+
+    fn dead() -> Said {
+        Said::Failed("connection refused".to_owned())
+    }
+
+    type Tried = Vec<(Address, u64, Option<u64>)>;
+    type Case = (u64, Vec<Said>, Tried);
+
+    /// Addresses, epochs, and what they come instead of; none if nobody is believed.
+    fn tried(search: &mut Search) -> Tried {
+        let verdict = search.verdict(clock::now()).expect("everybody has answered");
+        let candidates = verdict.unwrap_or_default().into_iter();
+        candidates.map(|it| (it.address, it.epoch, it.instead_of)).collect()
+    }
+
+    #[test]
+    fn who_is_tried_and_who_is_not() {
+        let new = |port, epoch| (address(port), epoch, None);
+        let cases: Vec<Case> = vec![
+            (0, vec![says(1, 1), says(1, 1), says(2, 2)], vec![new(2, 2), new(1, 1)]),
+            (0, vec![says(1, 1), says(2, 2), says(2, 2)], vec![new(2, 2)]),
+            (0, vec![says(1, 0), says(2, 0), says(2, 0)], vec![new(2, 0)]),
+            (0, vec![says(1, 0), says(2, 0), dead()], vec![new(1, 0)]),
+            // A majority that has not heard yet.
+            (2, vec![says(1, 1), says(1, 1), says(2, 2)], vec![new(2, 2)]),
+            (2, vec![says(1, 1), says(1, 1), dead()], vec![]),
+            (2, vec![says(1, 1), says(1, 1), Said::Unknown], vec![]),
+            (2, vec![says(1, 1), says(1, 0), says(1, 1)], vec![]),
+            // Set up from scratch.
+            (2, vec![says(1, 0), says(1, 0), says(1, 0)], vec![(address(1), 0, Some(2))]),
+            (1, vec![says(1, 1), dead(), dead()], vec![new(1, 1)]),
+            (1, vec![says(1, 1), says(1, 1), says(2, 9)], vec![new(2, 9), new(1, 1)]),
+        ];
+        for (number, (confirmed, answers, expected)) in cases.into_iter().enumerate() {
+            let mut search = search(confirmed, answers);
+            assert_eq!(tried(&mut search), expected, "case {number}");
+            let newest = &search.service.newest;
+            assert_eq!(newest.epoch(), confirmed, "case {number}: nothing is confirmed by hearsay");
+        }
+    }
+
+    #[test]
+    fn one_sentinel_that_refuses_does_not_speak_for_those_who_were_not_there() {
+        let refused = || Said::Refused(Error::Authentication("WRONGPASS".to_owned()));
+        for (met, other, lasting) in [
+            (false, dead(), true),
+            (false, Said::Unknown, true),
+            (true, dead(), false),
+            (true, Said::Unknown, false),
+            (true, refused(), true),
+        ] {
+            let search = search(0, vec![refused(), other]);
+            if met {
+                search.service.newest.meet();
+            }
+            let told = search.failure();
+            assert_eq!(matches!(told, Trouble::Refused(_)), lasting, "{told:?}");
+            assert!(format!("{told:?}").contains("WRONGPASS"), "{told:?}");
+        }
     }
 }

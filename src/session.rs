@@ -36,6 +36,7 @@ use crate::cluster::Cluster;
 use crate::connect::{Opening, Purpose, Trouble};
 use crate::error::Error;
 use crate::inherited::OpenFd;
+use crate::lookout::Lookout;
 use crate::mailbox::Mailbox;
 use crate::names::Name;
 use crate::random;
@@ -82,6 +83,9 @@ pub struct Session {
     cluster: Option<Weak<Cluster>>,
     /// The state of the cluster that it knows.
     version: u64,
+    lookout: Option<Arc<Lookout>>,
+    /// The count of the lookout's at which the connection was begun.
+    moves: u64,
     number: u64,
     /// Steps that wait for their batch, in order of arrival.
     backlog: VecDeque<Arc<Step>>,
@@ -131,6 +135,7 @@ impl Session {
         counts: &Arc<Counts>,
         trouble: &Arc<Mutex<String>>,
         cluster: Option<Weak<Cluster>>,
+        lookout: Option<&Arc<Lookout>>,
     ) -> Self {
         Self {
             id: random::hex().into(),
@@ -143,6 +148,8 @@ impl Session {
             writes: false,
             cluster,
             version: 0,
+            lookout: lookout.cloned(),
+            moves: 0,
             number: 0,
             backlog: VecDeque::new(),
             room: Vec::new(),
@@ -277,11 +284,14 @@ impl Session {
             if !batch.wanted() && !batch.answered() {
                 return self.give_up();
             }
+            self.look_around();
+            let Some(batch) = &mut self.batch else { return Advance::Done(Vec::new()) };
             match &mut self.link {
                 Link::Down { until: pause } => {
                     if !sleep(*pause, until) {
                         return Advance::Pending;
                     }
+                    self.moves = self.lookout.as_ref().map_or(0, |lookout| lookout.moves());
                     self.link =
                         Link::Opening(Opening::begin(&self.settings, &self.open, Purpose::Work));
                 }
@@ -290,6 +300,9 @@ impl Session {
                     Ok(Some(opened)) => {
                         self.known = true;
                         self.counts.connects.fetch_add(1, Ordering::Relaxed);
+                        if let (Some(lookout), Some(primary)) = (&self.lookout, opened.primary) {
+                            lookout.watch(primary);
+                        }
                         let (wire, clock) = (opened.wire, opened.clock);
                         let socket_timeout = self.settings.socket_timeout;
                         let (follows, flight, pause) = (self.follows(), None, None);
@@ -326,6 +339,20 @@ impl Session {
                     Err(why) => self.broken(why),
                 },
             }
+        }
+    }
+
+    /// Leaves the connection, if it leads to a primary that was replaced.
+    fn look_around(&mut self) {
+        let (Some(lookout), Link::Up(up)) = (&self.lookout, &self.link) else { return };
+        lookout.used();
+        if lookout.moves() == self.moves {
+            return;
+        }
+        if up.flight.is_some() {
+            self.broken("the sentinels name another primary".to_owned());
+        } else {
+            self.link = Link::Down { until: clock::now() };
         }
     }
 

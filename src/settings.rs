@@ -5,7 +5,7 @@ mod url;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -70,13 +70,47 @@ pub struct Service {
     pub newest: Newest,
 }
 
-/// The largest number of a fail-over that sentinels have named to this client.
+/// What a client knows of the primaries of a service that it was connected to.
 #[derive(Debug, Default)]
-pub struct Newest(pub AtomicU64);
+pub struct Newest {
+    epoch: AtomicU64,
+    met: AtomicBool,
+}
+
+impl Newest {
+    /// The largest number of a fail-over whose primary has itself said to this client that it is one.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// A primary says that it is the one of that fail-over; if all sentinels count anew, in the place of
+    /// the one that this client was at. False if it has been replaced: a newer one is known.
+    pub fn confirm(&self, epoch: u64, instead_of: Option<u64>) -> bool {
+        let relaxed = Ordering::Relaxed;
+        match instead_of {
+            Some(before) => {
+                self.epoch.compare_exchange(before, epoch, relaxed, relaxed).is_ok()
+                    || self.epoch() <= epoch
+            }
+            None => self.epoch.fetch_max(epoch, relaxed) <= epoch,
+        }
+    }
+
+    /// Whether this client was ever let in by a server that the sentinels named.
+    pub fn is_met(&self) -> bool {
+        self.met.load(Ordering::Relaxed)
+    }
+
+    /// It was.
+    pub fn meet(&self) {
+        self.met.store(true, Ordering::Relaxed);
+    }
+}
 
 impl Clone for Newest {
     fn clone(&self) -> Self {
-        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+        let met = AtomicBool::new(self.is_met());
+        Self { epoch: AtomicU64::new(self.epoch()), met }
     }
 }
 

@@ -32,6 +32,7 @@ use crate::caller::Caller;
 use crate::clock;
 use crate::fork;
 use crate::inherited::OpenFd;
+use crate::lookout::Lookout;
 use crate::names::Name;
 use crate::random;
 use crate::settings::Settings;
@@ -47,6 +48,7 @@ pub(crate) const ATTEMPT: Duration = Duration::from_millis(5);
 /// Who waits for what, shared between the sleepers and the ear.
 pub struct Ear {
     pub(crate) settings: Arc<Settings>,
+    pub(crate) lookout: Option<Arc<Lookout>>,
     pub(crate) open: Arc<OpenFd>,
     pub(crate) open_bell: [Arc<OpenFd>; 2],
     board: Mutex<Board>,
@@ -105,10 +107,10 @@ impl Watch {
 
 impl Ear {
     /// An ear that listens to nothing yet: no thread, no connection.
-    pub fn new(settings: &Arc<Settings>) -> Arc<Self> {
-        let settings = Arc::clone(settings);
+    pub fn new(settings: &Arc<Settings>, lookout: Option<&Arc<Lookout>>) -> Arc<Self> {
+        let (settings, lookout) = (Arc::clone(settings), lookout.cloned());
         let (open, open_bell) = Default::default();
-        Arc::new(Self { settings, open, open_bell, board: Mutex::default() })
+        Arc::new(Self { settings, lookout, open, open_bell, board: Mutex::default() })
     }
 
     /// In a forked child: closes what the parent's ear has open.
@@ -131,6 +133,11 @@ impl Ear {
     /// When there was news of `lock` last, for those who wait for it.
     pub fn told(&self, lock: &[u8]) -> Option<Instant> {
         self.board().watches.get(lock)?.told
+    }
+
+    /// How often connections had to be left, for they led to a primary no more.
+    pub(crate) fn moves(&self) -> u64 {
+        self.lookout.as_ref().map_or(0, |lookout| lookout.moves())
     }
 
     /// Ends the thread and its connection.

@@ -7,6 +7,7 @@ import time
 import pytest
 import seckill
 import seckill.aio
+from support import acl
 from support.aio import every_call
 from support.fake_sentinels import at
 from support.proxy import SilentHost
@@ -192,6 +193,186 @@ def test_who_does_not_know_the_service_does_not_speak_for_the_others(
     ignorant = [start_fake(lambda: None, resp3=resp3) for _ in range(2)]
     knows = start_fake(lambda: at(server), resp3=resp3)
     assert sells_at(server, connect(url_of(*ignorant, knows, user=server.user_info)))
+
+
+# -- primaries that were replaced ------------------------------------------------------------------
+
+PATIENT = {"time_out": 20_000}
+
+
+class Words:
+    """Sentinels that say, each of them, what the test wants; the first is the first to answer."""
+
+    def __init__(self, start_fake, *places):
+        self.places = list(places)
+        self.fakes = [start_fake(self._of(number)) for number in range(len(places))]
+
+    def _of(self, number):
+        def where():
+            time.sleep(0.01 if number else 0)  # much less than the others are waited for
+            return self.places[number]
+
+        return where
+
+    def all_say(self, *places):
+        self.places[:] = places
+
+
+def leave(client, server):
+    """The client's connection to that server ends; it has to ask the sentinels again."""
+    before = client.statistics()["connects"]
+    named = [known for known in server.redis().client_list() if known["lib-name"] == "seckill"]
+    assert before
+    assert named
+    for known in named:
+        server.redis().client_kill_filter(_id=known["id"])
+
+
+@pytest.fixture
+def words(server, start_fake):
+    return Words(start_fake, *[at(server, 1)] * 3)
+
+
+@pytest.fixture
+def client(words, server, other, connect):
+    """It has sold on `server`, after the first fail-over. There is some stock on both."""
+    for one in (server, other):
+        one.redis().set("stock", 100)
+    client = connect(url_of(*words.fakes, user=server.user_info), **QUICK)
+    client.update_inventory("lock", "stock", -1)
+    return client
+
+
+def stocks(*servers):
+    return [int(server.redis().get("stock")) for server in servers]
+
+
+def test_nobody_goes_back_to_a_primary_of_an_older_epoch_whoever_names_it(
+    words, client, server, other
+):
+    """The new one is silent for a moment, and most sentinels have not heard of it yet."""
+    words.all_say(at(other, 2), at(server, 1), at(server, 1))
+    leave(client, server)
+    client.update_inventory("lock", "stock", -1, **PATIENT)
+    assert stocks(server, other) == [99, 99]
+    leave(client, other)
+    with other.frozen():
+        with pytest.raises(seckill.ConnectionError):
+            client.update_inventory("lock", "stock", -1, time_out=1500)
+        buying = call(client.update_inventory, "lock", "stock", -1, **PATIENT)
+        time.sleep(0.5)
+        assert buying.is_alive()
+    buying.result(20)
+    # Who was told an error is not served later, and everybody else by the new one.
+    assert stocks(server, other) == [99, 98]
+
+
+def test_a_sentinel_that_was_wrong_once_is_not_remembered(words, client, server, start_server):
+    """What it said no primary has ever confirmed. Of the others one is left."""
+    replica = start_server()
+    replica.ask("REPLICAOF", server.host, server.port)
+    words.all_say(at(replica, 9), at(server, 1), at(server, 1))
+    leave(client, server)
+    client.update_inventory("lock", "stock", -1, **PATIENT)
+    words.all_say(None, None, at(server, 1))
+    leave(client, server)
+    client.update_inventory("lock", "stock", -1, time_out=3000)
+    assert stocks(server) == [97]
+
+
+def test_sentinels_that_are_set_up_from_scratch_are_believed_when_all_agree(
+    words, client, server, other
+):
+    words.all_say(at(server, 0), *[at(other, 0)] * 2)
+    leave(client, server)
+    with pytest.raises(seckill.ConnectionError, match=r"config-epoch 0.*was at.*config-epoch 1"):
+        client.update_inventory("lock", "stock", -1, time_out=700)
+    words.all_say(*[at(other, 0)] * 3)
+    client.update_inventory("lock", "stock", -1, **PATIENT)
+    assert stocks(server, other) == [99, 99]
+    # From there on they count as ever.
+    words.all_say(at(server, 1), *[at(other, 0)] * 2)
+    leave(client, other)
+    client.update_inventory("lock", "stock", -1, **PATIENT)
+    assert stocks(server, other) == [98, 99]
+
+
+# -- servers and sentinels that refuse -------------------------------------------------------------
+
+
+@pytest.fixture
+def locked(start_server):
+    """A server that does not know the user."""
+    server = start_server(password="sesame")
+    server.ask("ACL", "DELUSER", acl.USER)
+    return server
+
+
+def test_one_sentinel_that_names_a_server_that_refuses_is_passed_over(
+    words, client, server, locked, connect
+):
+    words.all_say(at(locked, 9), at(server, 1), at(server, 1))
+    for _ in range(3):
+        fresh = connect(url_of(*words.fakes, user=server.user_info), **QUICK)
+        fresh.update_inventory("lock", "stock", -1, time_out=3000)
+    leave(client, server)
+    client.update_inventory("lock", "stock", -1, time_out=3000)
+    assert stocks(server) == [95]
+
+
+def test_a_refusal_that_one_sentinel_led_to_is_ridden_out(words, client, server, other, locked):
+    """By a client whom others have let in: whom most name is about to be replaced."""
+    words.all_say(at(locked, 9), *[at(Nobody(), 1)] * 2)
+    leave(client, server)
+    buying = call(client.update_inventory, "lock", "stock", -1, **PATIENT)
+    time.sleep(0.5)
+    assert buying.is_alive()
+    words.all_say(at(locked, 9), *[at(other, 2)] * 2)
+    buying.result(20)
+    assert stocks(server, other) == [99, 99]
+
+
+def test_a_refusal_by_whom_most_sentinels_name_is_told_at_once(
+    words, client, server, other, locked, connect
+):
+    words.all_say(at(locked, 2), at(other, 1), at(locked, 2))
+    started = time.monotonic()
+    error = error_of(connect(url_of(*words.fakes, user=server.user_info)))
+    assert isinstance(error, seckill.AuthenticationError)
+    assert f"the server at {locked.host}:{locked.port} does not accept" in str(error)
+    leave(client, server)
+    with pytest.raises(seckill.ConnectionError, match="does not accept the credentials"):
+        client.update_inventory("lock", "stock", -1, **PATIENT)
+    assert time.monotonic() - started < 5
+
+
+def test_a_refusal_says_that_it_was_a_sentinel(start_server, server, connect):
+    """Among the dead: who never was connected is told at once what there is to do about it."""
+    guarded = start_server(password="sesame")
+    url = url_of(guarded, Nobody(), user=server.user_info)
+    error = error_of(connect(f"{url}?sentinel_password=thistle"))
+    assert isinstance(error, seckill.AuthenticationError)
+    assert f"the sentinel at {guarded.host}:{guarded.port} does not accept" in str(error)
+
+
+def test_one_sentinel_that_refuses_does_not_speak_for_those_who_are_away(
+    start_fake, start_server, server, connect
+):
+    """A client that was connected before rides it out."""
+    guarded = start_server(password="sesame")
+    place = at(server, 1)
+    fake = start_fake(lambda: place)
+    url = url_of(guarded, fake, user=server.user_info)
+    client = connect(f"{url}?sentinel_password=thistle", **QUICK)
+    client.incr_inventory("stock", 10)
+    place = None
+    leave(client, server)
+    buying = call(client.update_inventory, "lock", "stock", -1, **PATIENT)
+    time.sleep(0.5)
+    assert buying.is_alive()
+    place = at(server, 1)
+    buying.result(20)
+    assert server.redis().get("stock") == b"9"
 
 
 # -- sentinels that lie ----------------------------------------------------------------------------

@@ -174,6 +174,49 @@ def test_one_fail_over_after_the_other(start_deployment, name):
         rush.end(lost=True)
 
 
+def test_an_orderly_change_loses_nothing_if_writes_are_held_up(start_deployment, own_kind, name):
+    """As docs/deployment.md advises it: the old primary lives, and is reachable all the time."""
+    deployment = start_deployment(own_kind)
+    old = deployment.primary
+    crowd = Crowd(old.redis(), name, SALE)
+    with seckill.Client(deployment.url, **QUICK) as client:
+        rush = Rush(crowd, client, **PATIENT)
+        rush.served(200)
+        old.ask("CLIENT", "PAUSE", HOUR, "WRITE")
+        deployment.catch_up(old)
+        wait_until(deployment.ask_for_failover, within=60)
+        crowd.observer = deployment.wait_for_new_primary(old).redis()
+        rush.served(200)
+        old.ask("CLIENT", "UNPAUSE")  # what was asked of it meanwhile is too late
+        wait_until(lambda: role(old) == "slave", within=60)
+        rush.end()
+
+
+def test_a_primary_that_was_replaced_and_lives_on_is_left(start_server, start_fake, connect):
+    """It takes writes, and nothing on a connection to it tells."""
+    one, other = start_server(), start_server()
+    where = [at(one, 1)]
+    fake = start_fake(lambda: where[0])
+    client = connect(f"redis+sentinel://{one.user_info}{fake.host}:{fake.port}/mymaster", **QUICK)
+    for server in (one, other):
+        server.redis().set("stock", 1_000_000)
+    client.update_inventory("lock", "stock", -1)
+    where[0] = at(other, 2)
+
+    def sold_there():
+        client.update_inventory("lock", "stock", -1)
+        return other.redis().get("stock") != b"1000000"
+
+    wait_until(sold_there)
+    here = one.redis().get("stock")
+    client.update_inventory("lock", "stock", -1)
+    assert one.redis().get("stock") == here
+    where[0] = at(one, 1)  # one who has not heard of it
+    time.sleep(2)
+    client.update_inventory("lock", "stock", -1)
+    assert one.redis().get("stock") == here
+
+
 def test_those_who_sell_on_the_wrong_side_of_a_partition_come_over(start_deployment, name):
     """What the old primary has sold meanwhile is lost, as it always is. No call is there twice."""
     deployment = start_deployment()

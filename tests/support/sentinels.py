@@ -233,14 +233,19 @@ class Deployment:
             nonlocal asked
             if server is old and time.monotonic() > asked + 10:
                 asked = time.monotonic()
-                with contextlib.suppress(redis.ResponseError):
-                    self.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE)
+                self.ask_for_failover()
             return server is not old
 
         self.wait_until_watched()
         new = self._agreed(is_meant)
         wait_until(lambda: role(old) == "slave", within=60)
         return new
+
+    def ask_for_failover(self) -> bool:
+        """Whether a sentinel goes about it: it may find no good replica at the moment."""
+        with contextlib.suppress(redis.ResponseError):
+            return bool(self.sentinels[0].ask("SENTINEL", "FAILOVER", SERVICE))
+        return False
 
     def partition(self, server: Server) -> None:
         """Cut it off from sentinels and replicas. It is well, and knows nothing of the others."""

@@ -197,7 +197,7 @@ def replicas(facts: Facts) -> Iterator[Finding]:
             f" {silent} s ago",
             "A fail-over now undoes what it has not got: those units are sold again.",
             "See the network between them, and the replica: a slow disk, a script, a fork. What"
-            " waits for a replica (wait_replicas=1) is safe.",
+            " waits for all replicas (wait_replicas) is safe.",
         )
     online = known(facts.replicas_online, count)
     if online < count:
