@@ -12,6 +12,7 @@ use redis::{PushKind, Value};
 use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Socket, Type};
 
+use crate::caller::Caller;
 use crate::clock;
 use crate::connect::{Opening, Purpose};
 use crate::names::Name;
@@ -78,8 +79,10 @@ fn listen(ear: &Arc<Ear>, bell: &Line) {
             Err(_broken) => {
                 // What was told meanwhile is lost: everybody looks for himself, and at once.
                 let mut board = ear.board();
-                board.watches.values_mut().for_each(Watch::tell);
+                let told = board.tell_all();
                 deafen(&mut board);
+                drop(board);
+                told.iter().for_each(Caller::wake);
             }
         }
         // One that has worked for a while is replaced at once.
@@ -210,35 +213,40 @@ impl Link {
         let question = self.asked.pop_front();
         self.since = (!self.asked.is_empty()).then(clock::now);
         let mut board = ear.board();
-        match (question, value) {
+        let watches = &mut board.watches;
+        let told = match (&question, value) {
             (Some(Question::Exists(name)), Value::Int(found)) => {
-                if let Some(watch) = board.watches.get_mut(&name) {
-                    match (found, watch.state) {
-                        (0, _) => watch.tell(),
-                        (_, State::Asked) => watch.state = State::Listening,
-                        _ => {}
+                match (watches.get_mut(name), found) {
+                    (Some(watch), 0) => watch.tell(),
+                    (Some(watch), _) if watch.state == State::Asked => {
+                        watch.state = State::Listening;
+                        Vec::new()
                     }
+                    _ => Vec::new(),
                 }
             }
             (Some(Question::Pttl(name)), Value::Int(left)) => {
-                if let Some(watch) = board.watches.get_mut(&name) {
-                    let left = u64::try_from(left).ok().map(|ms| Duration::from_millis(ms + 1));
-                    let ends = left.and_then(|left| clock::now().checked_add(left));
-                    if watch.state == State::Listening {
+                let left = u64::try_from(left).ok().map(|ms| Duration::from_millis(ms + 1));
+                let ends = left.and_then(|left| clock::now().checked_add(left));
+                match watches.get_mut(name) {
+                    Some(watch) if watch.state == State::Listening => {
                         watch.ends = ends;
-                        watch.rouse();
+                        watch.sleepers()
                     }
+                    _ => Vec::new(),
                 }
             }
             // The slot has moved, or is on its way: whoever waits tries again, wherever it is by now.
             (Some(Question::Exists(name) | Question::Pttl(name)), Value::ServerError(error))
                 if redirect(error.code(), error.details().unwrap_or_default()).is_some() =>
             {
-                board.watches.get_mut(&name).into_iter().for_each(Watch::tell);
+                watches.get_mut(name).map(Watch::tell).unwrap_or_default()
             }
             // Not allowed to ask, or not a Redis server: others may tell, this one does not.
             _ => return Err(io::ErrorKind::Unsupported.into()),
-        }
+        };
+        drop(board);
+        told.iter().for_each(Caller::wake);
         Ok(())
     }
 }
@@ -246,15 +254,19 @@ impl Link {
 /// The server says what was changed: a list of names, or nothing when all was flushed.
 fn told(ear: &Ear, names: Option<&Value>) {
     let mut board = ear.board();
-    if let Some(Value::Array(names)) = names {
+    let told = if let Some(Value::Array(names)) = names {
+        let mut told = Vec::new();
         for name in names {
             if let Value::BulkString(name) = name
                 && let Some(watch) = board.watches.get_mut(&name[..])
             {
-                watch.tell();
+                told.extend(watch.tell());
             }
         }
+        told
     } else {
-        board.watches.values_mut().for_each(Watch::tell);
-    }
+        board.tell_all()
+    };
+    drop(board);
+    told.iter().for_each(Caller::wake);
 }

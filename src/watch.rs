@@ -88,20 +88,23 @@ pub(crate) enum State {
 }
 
 impl Watch {
-    /// Something happened to the lock: everybody who sleeps tries again.
-    pub(crate) fn tell(&mut self) {
+    /// Something happened to the lock: everybody who sleeps tries again. Those are to be woken as soon as
+    /// the board is free, for the first thing that they do is to look at it.
+    #[must_use]
+    pub(crate) fn tell(&mut self) -> Vec<Caller> {
         self.news += 1;
         self.told = Some(clock::now());
         self.ends = None;
         if self.state != State::Deaf {
             self.state = State::Idle;
         }
-        self.rouse();
+        self.sleepers()
     }
 
-    /// Wakes everybody who sleeps, to look at the watch again.
-    pub(crate) fn rouse(&self) {
-        self.sleepers.values().for_each(Caller::wake);
+    /// Everybody who sleeps, to be woken and to look at the watch again.
+    #[must_use]
+    pub(crate) fn sleepers(&self) -> Vec<Caller> {
+        self.sleepers.values().cloned().collect()
     }
 }
 
@@ -125,9 +128,8 @@ impl Ear {
 
     /// This process has just changed the lock itself.
     pub fn tell(&self, lock: &[u8]) {
-        if let Some(watch) = self.board().watches.get_mut(lock) {
-            watch.tell();
-        }
+        let told = self.board().watches.get_mut(lock).map(Watch::tell);
+        told.iter().flatten().for_each(Caller::wake);
     }
 
     /// When there was news of `lock` last, for those who wait for it.
@@ -155,6 +157,12 @@ impl Ear {
 }
 
 impl Board {
+    /// Something may have happened to any lock. Those are to be woken who sleep.
+    #[must_use]
+    pub(crate) fn tell_all(&mut self) -> Vec<Caller> {
+        self.watches.values_mut().flat_map(Watch::tell).collect()
+    }
+
     /// Wakes the ear's thread.
     pub(crate) fn ring(&self) {
         if let Some(bell) = &self.bell {
