@@ -125,6 +125,11 @@ impl Batch {
             if !in_time(&step) {
                 continue;
             }
+            // It would make all others late.
+            if step.is_past_right(now) {
+                step.finish(Reply::Late);
+                continue;
+            }
             // A crowd asks the same: most steps go where the last one went.
             let tried = match calls.get_mut(last) {
                 Some(call) => call.join(step),
@@ -299,13 +304,14 @@ impl Batch {
         };
         let Some((now, answer)) = stamped(&text) else { return call.senseless() };
         clock.hear(now, sent, received);
-        let answer = match answer.strip_prefix(b"? ") {
-            Some(answer) => {
-                call.beyond_proof();
-                answer
-            }
-            None => answer,
-        };
+        let untouched = answer.strip_prefix(b"? ");
+        if untouched.is_some() {
+            call.beyond_proof();
+        }
+        let answer = untouched.unwrap_or(answer);
+        // Not so the one who holds a lock, or that it was not there to be released.
+        let written =
+            untouched.is_none() && matches!(answer.first(), Some(b'A' | b'C' | b'E' | b'R'));
         match answer.split_first() {
             Some((b'L' | b'S', _)) if overdue => {
                 let words = "no answer came for so long that the server has forgotten the outcome";
@@ -331,7 +337,7 @@ impl Batch {
             _ if call.answer(answer, received) => {}
             _ => return call.senseless(),
         }
-        Heard::Run
+        if written { Heard::Written } else { Heard::Answer }
     }
 
     /// Every caller of the batch learns that there will be no answer, and why.

@@ -143,7 +143,9 @@ impl Opening {
         match &settings.place {
             Place::Server(address) => opening.go_to(address.clone()),
             Place::Sentinel(service) => {
-                opening.stage = Stage::Searching(Search::begin(settings, service));
+                let tls = service.tls.clone();
+                let search = Search::begin(settings, service, tls.as_ref());
+                opening.stage = Stage::Searching(search);
             }
             // Who looks at a cluster, and does not sell on it, is content with any node.
             Place::Cluster(nodes) => {

@@ -140,7 +140,7 @@ fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Resul
             Err(trouble) => return Err(io::Error::other(format!("{trouble:?}"))),
         }
     };
-    if !opened.listening {
+    if !opened.listening || ear.is_elsewhere(opened.primary.as_ref()) {
         return Err(io::ErrorKind::Unsupported.into());
     }
     let heartbeat = clock::now() + HEARTBEAT;
@@ -152,6 +152,7 @@ fn attend(ear: &Ear, bell: &Line, idle_since: &mut Option<Instant>) -> io::Resul
         if leave(ear, idle_since) {
             return Ok(());
         }
+        ear.used();
         if ear.moves() != moves {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }

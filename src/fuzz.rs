@@ -188,7 +188,7 @@ fn alone(value: &Value, follows: Follows) {
         assert_eq!(packed.expected, [Expected::Call(0)]);
         let mut late = Vec::new();
         match hear(&mut batch, 0, value, follows, &mut late) {
-            Heard::Run | Heard::Answer | Heard::WrongServer => {
+            Heard::Written | Heard::Answer | Heard::WrongServer => {
                 assert!(batch.answered() && step.reply().is_some() != (late.len() == 1));
             }
             Heard::Astray => {

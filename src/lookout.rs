@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | none | any | nobody is connected, or who is has been told to leave |
 //! | a primary | runs | it is looked after |
-//! | none | ended, for nobody used it | `moves` was counted up: who comes back connects anew |
+//! | a primary | ended, for nobody used the connection | who uses it again has it started, and it looks at once |
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,8 +23,9 @@ use crate::clock;
 use crate::connect::{Opening, Purpose};
 use crate::random;
 use crate::sentinel::Search;
-use crate::settings::{Place, Service, Settings};
+use crate::settings::{Address, Place, Service, Settings};
 use crate::thread;
+use crate::tls::Tls;
 
 /// How often a sentinel is asked, by chance up to half of it less, so that a crowd does not ask in step.
 const INTERVAL_MS: u32 = 600;
@@ -38,10 +39,15 @@ const SLICE: Duration = Duration::from_millis(100);
 /// See the module's description.
 pub struct Lookout {
     settings: Arc<Settings>,
+    /// How to talk to sentinels: its files are read once.
+    tls: Option<Tls>,
     state: Mutex<State>,
     /// How often connections had to be left.
     moves: AtomicU64,
+    /// Relaxed: a glance that misses it is followed by others.
     used: AtomicBool,
+    /// The thread has ended, and somebody may want it again. Changed under the lock of the state.
+    rests: AtomicBool,
 }
 
 #[derive(Default)]
@@ -54,9 +60,10 @@ struct State {
 impl Lookout {
     /// One that looks at nothing yet, if there are sentinels to ask.
     pub fn new(settings: &Arc<Settings>) -> Option<Arc<Self>> {
-        let Place::Sentinel(_) = settings.place else { return None };
-        let (state, moves, used) = Default::default();
-        Some(Arc::new(Self { settings: Arc::clone(settings), state, moves, used }))
+        let Place::Sentinel(service) = &settings.place else { return None };
+        let (settings, tls) = (Arc::clone(settings), service.tls.clone());
+        let (state, moves, used, rests) = Default::default();
+        Some(Arc::new(Self { settings, tls, state, moves, used, rests }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -69,21 +76,44 @@ impl Lookout {
     }
 
     /// The connection is in use.
-    pub fn used(&self) {
-        // Relaxed: a glance of the thread that misses it is followed by others.
+    pub fn used(self: &Arc<Self>) {
         self.used.store(true, Ordering::Relaxed);
+        if self.rests.load(Ordering::Relaxed) {
+            let mut state = self.state();
+            if state.watched.is_some() {
+                self.start(&mut state, true);
+            }
+        }
     }
 
-    /// Looks after the primary that a connection leads to from now on.
-    pub fn watch(self: &Arc<Self>, primary: Candidate) {
-        self.used();
+    /// Looks after the primary that a connection leads to, which was begun at the count `begun`. The count
+    /// at which it has not to be left.
+    pub fn watch(self: &Arc<Self>, primary: Candidate, begun: u64) -> u64 {
         let mut state = self.state();
-        state.watched = Some(primary);
+        let former = state.watched.replace(primary);
+        // Who found the way without us leaves others behind.
+        let moved = former.is_some_and(|former| Some(former.address) != state.address());
+        if moved {
+            self.moves.fetch_add(1, Ordering::Release);
+        }
         state.closing = false;
+        self.used.store(true, Ordering::Relaxed);
+        self.start(&mut state, false);
+        begun + u64::from(moved)
+    }
+
+    /// Whether another primary is looked after.
+    pub fn is_elsewhere(&self, primary: &Candidate) -> bool {
+        let state = self.state();
+        state.watched.as_ref().is_some_and(|watched| watched.address != primary.address)
+    }
+
+    fn start(self: &Arc<Self>, state: &mut State, at_once: bool) {
+        self.rests.store(false, Ordering::Relaxed);
         if state.thread.is_none() {
             let me = Arc::clone(self);
             // Without a thread it goes as it went before there was one: the server says so at last.
-            state.thread = thread::start("seckill-lookout", move || me.run()).ok();
+            state.thread = thread::start("seckill-lookout", move || me.run(at_once)).ok();
         }
     }
 
@@ -94,12 +124,14 @@ impl Lookout {
         state.thread.iter().for_each(Thread::unpark);
     }
 
-    fn run(&self) {
+    fn run(&self, at_once: bool) {
         let mut turn = random::below(1 << 16) as usize;
-        let mut idle_since = None;
+        let (mut idle_since, mut waits) = (None, !at_once);
         loop {
-            let pause = INTERVAL_MS - random::below(INTERVAL_MS / 2);
-            std::thread::park_timeout(Duration::from_millis(u64::from(pause)));
+            if std::mem::replace(&mut waits, true) {
+                let pause = INTERVAL_MS - random::below(INTERVAL_MS / 2);
+                std::thread::park_timeout(Duration::from_millis(u64::from(pause)));
+            }
             if self.used.swap(false, Ordering::Relaxed) {
                 idle_since = None;
             }
@@ -107,8 +139,8 @@ impl Lookout {
             let watched = {
                 let mut state = self.state();
                 if idle || state.closing {
-                    self.leave(&mut state);
                     state.thread = None;
+                    self.rests.store(!state.closing, Ordering::Relaxed);
                     return;
                 }
                 state.watched.clone()
@@ -130,14 +162,17 @@ impl Lookout {
             return false;
         };
         let service = Service { sentinels: vec![one.clone()], ..(**service).clone() };
-        let mut search = Search::begin(&self.settings, &Arc::new(service));
+        let mut search = Search::begin(&self.settings, &Arc::new(service), self.tls.as_ref());
         let named = self.patiently(|until| search.advance(until).map_err(|_no_answer| ()));
         named.is_some_and(|named| named.iter().any(|one| one.replaces(watched)))
     }
 
-    /// Where one comes to who connects now.
+    /// Where one comes to who connects now. That confirms nothing to those who are connected elsewhere.
     fn look(&self) -> Option<Candidate> {
-        let mut opening = Opening::begin(&self.settings, &Arc::default(), Purpose::Work);
+        let Place::Sentinel(service) = &self.settings.place else { return None };
+        let place = Place::Sentinel(Arc::new((**service).clone()));
+        let settings = Arc::new(Settings { place, ..(*self.settings).clone() });
+        let mut opening = Opening::begin(&settings, &Arc::default(), Purpose::Work);
         self.patiently(|until| opening.advance(until).map_err(|_no_way| ()))?.primary
     }
 
@@ -159,17 +194,58 @@ impl Lookout {
             return;
         }
         if found.by_most && found.replaces(watched) {
-            self.leave(&mut state);
+            // Whoever is connected has to connect anew.
+            state.watched = None;
+            self.moves.fetch_add(1, Ordering::Release);
         } else if found.address == watched.address {
             // It was replaced, and came back.
             state.watched = Some(found);
         }
     }
+}
 
-    /// Whoever is connected has to connect anew.
-    fn leave(&self, state: &mut State) {
-        if state.watched.take().is_some() {
-            self.moves.fetch_add(1, Ordering::Release);
-        }
+impl State {
+    fn address(&self) -> Option<Address> {
+        self.watched.as_ref().map(|watched| watched.address.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Newest;
+
+    #[test]
+    fn who_goes_elsewhere_by_himself_leaves_others_behind() {
+        let service = Service {
+            name: "mymaster".to_owned(),
+            sentinels: Vec::new(),
+            tls: None,
+            username: None,
+            password: None,
+            newest: Newest::default(),
+        };
+        let place = Place::Sentinel(Arc::new(service));
+        let lookout = Lookout::new(&Arc::new(Settings { place, ..Settings::default() }));
+        let lookout = lookout.expect("there are sentinels");
+        let at = |port| Candidate {
+            address: Address::Tcp("10.0.0.1".to_owned(), port),
+            epoch: 1,
+            by_most: true,
+            instead_of: None,
+        };
+        assert_eq!(lookout.watch(at(1), 0), 0);
+        assert_eq!((lookout.watch(at(1), 0), lookout.moves()), (0, 0), "connected anew");
+        assert!(!lookout.is_elsewhere(&at(1)));
+        assert_eq!((lookout.watch(at(2), 0), lookout.moves()), (1, 1), "the ear has to go");
+        assert!(lookout.is_elsewhere(&at(1)));
+        let later = Candidate { epoch: 2, ..at(3) };
+        lookout.compare(&at(1), later.clone());
+        assert_eq!(lookout.moves(), 1, "that is not where anybody is");
+        lookout.compare(&at(2), Candidate { by_most: false, ..later.clone() });
+        assert_eq!(lookout.moves(), 1, "one of them says so");
+        lookout.compare(&at(2), later);
+        assert_eq!(lookout.moves(), 2);
+        lookout.close();
     }
 }

@@ -104,8 +104,8 @@ pub enum Follows {
 pub enum Heard {
     /// The call is answered.
     Answer,
-    /// The call is answered by its script, so this server takes writes.
-    Run,
+    /// The call is answered by its script, which has written something: this server takes writes.
+    Written,
     /// The call was not run and may be sent again at once (NOSCRIPT).
     Again,
     /// The call was not run; the server will be ready later (LOADING, ...).
@@ -507,8 +507,9 @@ impl ScriptCall {
             _ => detail,
         };
         let wrong = code == "READONLY";
-        // So says the former primary, too, when its replicas have left it for another.
-        let elsewhere = (wrong || code == "NOREPLICAS") && follows != Follows::Nothing;
+        // What the former primary says when its replicas have left it for another.
+        let left = code == "NOREPLICAS" && matches!(follows, Follows::Connection | Follows::Calls);
+        let elsewhere = left || wrong && follows != Follows::Nothing;
         // An earlier copy may still be under way, and nobody is told as long as it may be applied.
         let doubtful = self.doubtful_until().is_some_and(|last| clock::now() <= last);
         if is_outside(code, detail) || elsewhere || wrong && doubtful {

@@ -43,6 +43,7 @@ use crate::connect::{Purpose, Trouble};
 use crate::error::Error;
 use crate::inquiry::Inquiry;
 use crate::settings::{Address, Place, Service, Settings};
+use crate::tls::Tls;
 
 /// How long the others are waited for, once one has answered and it is not enough.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -72,12 +73,12 @@ enum Said {
 }
 
 impl Search {
-    /// Begins to ask the sentinels of a service; time-outs are those of `settings`.
-    pub fn begin(settings: &Settings, service: &Arc<Service>) -> Self {
+    /// Begins to ask the sentinels of a service, over `tls` if at all; time-outs are those of `settings`.
+    pub fn begin(settings: &Settings, service: &Arc<Service>, tls: Option<&Tls>) -> Self {
         let ask = |sentinel: &Address| {
             let settings = Settings {
                 place: Place::Server(sentinel.clone()),
-                tls: service.tls.clone(),
+                tls: tls.map(Tls::same),
                 username: service.username.clone(),
                 password: service.password.clone(),
                 provider: None,

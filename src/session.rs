@@ -301,7 +301,7 @@ impl Session {
                         self.known = true;
                         self.counts.connects.fetch_add(1, Ordering::Relaxed);
                         if let (Some(lookout), Some(primary)) = (&self.lookout, opened.primary) {
-                            lookout.watch(primary);
+                            self.moves = lookout.watch(primary, self.moves);
                         }
                         let (wire, clock) = (opened.wire, opened.clock);
                         let socket_timeout = self.settings.socket_timeout;
@@ -581,8 +581,8 @@ impl Flight {
         };
         let heeded = Heeded { reply, sent: self.packed.sent, received };
         match batch.hear(index, heeded, clock, *follows, late) {
-            Heard::Run if *follows == Follows::Nothing => *follows = Follows::Name,
-            Heard::Run | Heard::Answer | Heard::Again | Heard::Astray => {}
+            Heard::Written if *follows == Follows::Nothing => *follows = Follows::Name,
+            Heard::Written | Heard::Answer | Heard::Again | Heard::Astray => {}
             Heard::NotNow(why) => self.not_now = Some(why),
             Heard::Demoted(why) => self.demoted = Some(why),
             Heard::WrongServer => self.wrong_server = true,

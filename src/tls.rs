@@ -52,7 +52,7 @@ pub struct Tls {
 
 /// The configuration, once it is made; a clone has none.
 #[derive(Default)]
-pub(crate) struct Made(Mutex<Option<Arc<ClientConfig>>>);
+pub(crate) struct Made(Arc<Mutex<Option<Arc<ClientConfig>>>>);
 
 impl Clone for Made {
     fn clone(&self) -> Self {
@@ -121,6 +121,12 @@ impl Tls {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// One that shares the configuration, as a clone does not: only within a process.
+    #[must_use]
+    pub fn same(&self) -> Self {
+        Self { made: Made(Arc::clone(&self.made.0)), ..self.clone() }
     }
 
     /// What can be said of the settings before anything is read.

@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::caller::Caller;
+use crate::candidates::Candidate;
 use crate::clock;
 use crate::fork;
 use crate::inherited::OpenFd;
@@ -140,6 +141,19 @@ impl Ear {
     /// How often connections had to be left, for they led to a primary no more.
     pub(crate) fn moves(&self) -> u64 {
         self.lookout.as_ref().map_or(0, |lookout| lookout.moves())
+    }
+
+    /// Whether another primary than this is sold at.
+    pub(crate) fn is_elsewhere(&self, primary: Option<&Candidate>) -> bool {
+        let both = self.lookout.as_ref().zip(primary);
+        both.is_some_and(|(lookout, primary)| lookout.is_elsewhere(primary))
+    }
+
+    /// Somebody waits, and wants to be told by the primary.
+    pub(crate) fn used(&self) {
+        if let Some(lookout) = &self.lookout {
+            lookout.used();
+        }
     }
 
     /// Ends the thread and its connection.

@@ -67,7 +67,7 @@ proptest! {
         prop_assert_eq!(batch.calls(), 1);
         let mut batched = stock;
         let text = answer(&mut batched, &batch.calls[0].runs);
-        prop_assert_eq!(hear(&mut batch, 0, &text).0, Heard::Run);
+        prop_assert_eq!(hear(&mut batch, 0, &text).0, Heard::Written);
 
         let mut model = stock;
         for (step, change) in steps.iter().zip(changes) {
@@ -214,13 +214,19 @@ fn what_came_too_late_for_its_lease_is_not_asked_for_again() {
         Arc::new(Step::new(ask, deadline, 0, Caller::Nobody).with_right_until(ends))
     };
     let (over, lasting) = (ask(Some(now)), ask(Some(now + Duration::from_secs(5))));
-    let mut batch = gather(&mut VecDeque::from([Arc::clone(&over), Arc::clone(&lasting)]));
+    let mut both = VecDeque::from([Arc::clone(&over), Arc::clone(&lasting)]);
+    let before = now.checked_sub(Duration::from_millis(1)).expect("a while ago");
+    let mut batch = Batch::gather(&"session".into(), 1, Vec::new(), &mut both, before);
     batch.pack(now, Duration::from_secs(1), &ServerClock::new(0, now), &mut Vec::new());
     assert!(!over.leave_unsent(), "it was sent");
     let (_, late) = hear(&mut batch, 0, "L");
     assert_eq!((over.reply(), lasting.reply()), (Some(&Reply::Late), None));
     assert!(matches!(&late[..], [step] if Arc::ptr_eq(step, &lasting)));
     assert!(lasting.leave_unsent(), "it was not done");
+
+    let over = ask(Some(now));
+    let batch = gather(&mut VecDeque::from([Arc::clone(&over), update("b", -1, Right::Free)]));
+    assert_eq!((batch.calls(), over.reply()), (1, Some(&Reply::Late)), "it makes nobody late");
 }
 
 /// The deadline of a batch with a step until each of these, on a server whose time begins now. The
@@ -281,7 +287,7 @@ fn a_late_batch_goes_back_to_its_callers_to_try_again() {
     let step = update("a", -1, Right::Free);
     let mut batch = gather(&mut VecDeque::from([Arc::clone(&step)]));
     let (heard, late) = hear(&mut batch, 0, "L");
-    assert_eq!((heard, late.len()), (Heard::Run, 1));
+    assert_eq!((heard, late.len()), (Heard::Answer, 1));
     assert!(batch.answered() && step.wanted());
 }
 
