@@ -72,16 +72,21 @@ class Plot:
             self.deployment.partition(self.old)
 
     def come_back(self, fate):
-        """The old primary, to follow the new one. It brings nothing with it."""
+        """The old primary, to follow the new one. It brings nothing with it.
+
+        Its clients reach it when it has been told so: until then it takes itself for the primary,
+        and so does who has asked the sentinels a moment ago.
+        """
         if fate == "killed":
             self.old.start()
-            self.proxy.listen()
         elif fate == "stopped":
             self.old.thaw()
         else:
             self.deployment.heal(self.old)
-        self.proxy.swallow()
         wait_until(lambda: role(self.old) == "slave", within=60)
+        if fate == "killed":
+            self.proxy.listen()
+        self.proxy.swallow()
 
     def new_primary(self):
         return self.deployment.wait_for_new_primary(self.old)
