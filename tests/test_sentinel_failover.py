@@ -216,8 +216,8 @@ def test_a_primary_that_was_replaced_and_lives_on_is_left(start_server, start_fa
     here = one.redis().get("stock")
     client.update_inventory("lock", "stock", -1)
     assert one.redis().get("stock") == here
-    where[0] = at(one, 1)  # one who has not heard of it
-    time.sleep(2)
+    where[0], asked = at(one, 1), fake.asked  # one who has not heard of it
+    wait_until(lambda: fake.asked > asked + 3)
     client.update_inventory("lock", "stock", -1)
     assert one.redis().get("stock") == here
 
